@@ -1,0 +1,179 @@
+"""Core types that every other module speaks: prompts, rollouts, segments, packed rows, and the two protocols.
+
+Shapes: P prompts, G samples per prompt, T tokens of a packed row, S segments, N scored positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+
+FinishReason = Literal["stop", "length", "budget"]
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One question. `row` is the whole data row, handed to rewards as columns."""
+
+    id: str
+    messages: list[dict]
+    token_ids: list[int]
+    row: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How to sample. `temperature=0` is greedy. `top_k=0`, `top_p=1`, `min_p=0` switch a filter off.
+
+    A sample depends only on (seed, step, prompt id, sample index) and the weights, never on its neighbours.
+    """
+
+    max_tokens: int = 512
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    stop_token_ids: tuple[int, ...] = ()
+    stop: tuple[str, ...] = ()
+    seed: int = 0
+
+
+@dataclass(slots=True)
+class Rollout:
+    """One sampled completion.
+
+    `logprobs` are those of the distribution really sampled from: after temperature and, with top-k, top-p or min-p,
+    renormalised over the kept tokens. `kept` holds those token ids (int32, one array per completion token), so that
+    training can renormalise the new policy over the same set; it is None when nothing was cut off.
+    """
+
+    prompt: Prompt
+    index: int
+    token_ids: list[int]
+    logprobs: list[float]
+    text: str
+    finish_reason: FinishReason
+    policy_step: int
+    temperature: float = 1.0
+    loss_mask: list[bool] | None = None
+    kept: list[np.ndarray] | None = None
+    reward: float | None = None
+    reward_terms: dict[str, float | None] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Segment:
+    """A run of tokens that sees its own past and all tokens of its ancestors.
+
+    token_ids_L: the tokens. parent: index of the parent segment within the tree, -1 for the root.
+    scored_L: which tokens are targets, i.e. carry loss; None = none. A root's first token cannot be one.
+    columns: per-token values (length L each; only the entries at scored tokens are read).
+    kept: with truncated sampling, the token ids kept for each token (length L), else None.
+    """
+
+    token_ids: Sequence[int]
+    parent: int = -1
+    scored: np.ndarray | None = None
+    columns: dict[str, np.ndarray] = field(default_factory=dict)
+    kept: list[np.ndarray] | None = None
+
+
+@dataclass(slots=True)
+class Tree:
+    """Segments in depth-first order, parents first. A tree with `atomic=True` is never split over micro-batches;
+    otherwise its branches may be, and the prefix they share is repeated."""
+
+    segments: list[Segment]
+    atomic: bool = False
+
+    @property
+    def tokens(self) -> int:
+        return sum(len(s.token_ids) for s in self.segments)
+
+    @property
+    def scored_tokens(self) -> int:
+        return sum(int(s.scored.sum()) for s in self.segments if s.scored is not None)
+
+    def branch_token_ids(self, leaf: int) -> list[int]:
+        """The tokens of the whole path from the root to segment `leaf`."""
+        path: list[int] = []
+        while leaf >= 0:
+            path = [*self.segments[leaf].token_ids, *path]
+            leaf = self.segments[leaf].parent
+        return path
+
+
+@dataclass(slots=True)
+class PackedBatch:
+    """One row of T tokens made of S segments, and the N positions at which the head runs.
+
+    input_ids_T, position_ids_T: int64.
+    segments: (start, end, parent) per segment, parent = index of a segment or -1, depth first.
+    score_index_N: which hidden state predicts the token; score_target_N: the token; score_row_N: the branch
+    (numbered 0 … rows-1) the token belongs to.
+    columns: per-scored-position values, float32, shape N.
+    kept_offsets_N1, kept_ids_K: the ragged sets of kept tokens of truncated sampling (an empty set = all tokens).
+    empty: a stand-in on a rank that ran out of data; its loss counts zero.
+    """
+
+    input_ids_T: torch.Tensor
+    position_ids_T: torch.Tensor
+    segments: list[tuple[int, int, int]]
+    score_index_N: torch.Tensor
+    score_target_N: torch.Tensor
+    score_row_N: torch.Tensor
+    rows: int
+    columns: dict[str, torch.Tensor] = field(default_factory=dict)
+    kept_offsets_N1: torch.Tensor | None = None
+    kept_ids_K: torch.Tensor | None = None
+    empty: bool = False
+
+    @property
+    def tokens(self) -> int:
+        return self.input_ids_T.numel()
+
+    def to(self, device: torch.device | str) -> PackedBatch:
+        def move(x: torch.Tensor | None) -> torch.Tensor | None:
+            return None if x is None else x.to(device, non_blocking=True)
+
+        return PackedBatch(
+            move(self.input_ids_T),
+            move(self.position_ids_T),
+            self.segments,
+            move(self.score_index_N),
+            move(self.score_target_N),
+            move(self.score_row_N),
+            self.rows,
+            {k: move(v) for k, v in self.columns.items()},
+            move(self.kept_offsets_N1),
+            move(self.kept_ids_K),
+            self.empty,
+        )
+
+
+class Engine(Protocol):
+    """Makes rollouts for every method. `step` enters the random streams and stamps the rollouts."""
+
+    def generate(self, prompts: Sequence[Prompt], n: int, sampling: Sampling, step: int = 0) -> list[list[Rollout]]: ...
+
+    def load_weights(self, model: torch.nn.Module, step: int) -> None: ...
+
+
+class Algorithm(Protocol):
+    """What the trainer needs of a method. One element of `collect` is one optimizer step on this rank."""
+
+    def collect(self, step: int) -> list[list[Tree]]: ...
+
+    def units(self, trees: list[Tree]) -> float: ...
+
+    def loss(self, model: torch.nn.Module, micro: PackedBatch) -> tuple[torch.Tensor, dict[str, Any]]: ...
+
+    def after_update(self, model: torch.nn.Module, step: int) -> None: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
