@@ -1,0 +1,1 @@
+"""Post-training for language models: algorithms on one loop, one packed layout and one rollout engine."""
