@@ -1,0 +1,32 @@
+"""Verifiers: functions `(response, row) -> Verdict` that check a response against its task row.
+
+    >>> from verifiers import verify
+    >>> verify("math", "So it is \\\\boxed{72}.", {"answer": "72"}).status
+    'pass'
+
+Importing this package loads the standard library only; a verifier's own dependencies load when it is first used.
+"""
+
+from verifiers.registry import (
+    Verifier,
+    VerifierInfo,
+    get_verifier,
+    list_verifiers,
+    register_verifier,
+    verifier_info,
+    verify,
+)
+from verifiers.verdict import STATUSES, Status, Verdict
+
+__all__ = [
+    "STATUSES",
+    "Status",
+    "Verdict",
+    "Verifier",
+    "VerifierInfo",
+    "get_verifier",
+    "list_verifiers",
+    "register_verifier",
+    "verifier_info",
+    "verify",
+]

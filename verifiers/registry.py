@@ -1,0 +1,125 @@
+"""Verifiers by name: registration, lookup with did-you-mean, and the call that turns exceptions into verdicts."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from verifiers.verdict import Verdict
+
+Verifier = Callable[[str, Mapping[str, Any]], Verdict]
+
+# Built-in verifiers and the module that registers each; a module is imported when its name is first asked for.
+_BUILTIN_MODULES: dict[str, str] = {
+    "code": "verifiers.code",
+    "format": "verifiers.format",
+    "math": "verifiers.math",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class VerifierInfo:
+    """A registered verifier: the row columns it needs, those it reads when present, and its docstring's first line."""
+
+    name: str
+    fn: Verifier
+    columns: tuple[str, ...]
+    optional: tuple[str, ...]
+    summary: str
+
+
+_registered: dict[str, VerifierInfo] = {}
+
+
+def first_docstring_line(fn: Callable[..., Any]) -> str:
+    return (fn.__doc__ or "").strip().split("\n")[0]
+
+
+def register_verifier(
+    name: str, columns: Iterable[str] = (), optional: Iterable[str] = ()
+) -> Callable[[Verifier], Verifier]:
+    """Register `fn(response, row) -> Verdict` under `name`.
+
+    columns: row columns the verifier needs; `verify` answers `error` for a row without them.
+    optional: row columns it reads when present.
+    Raises ValueError when the name is taken by another function.
+    """
+
+    def register(fn: Verifier) -> Verifier:
+        known = _registered.get(name)
+        same = known is not None and (known.fn.__module__, known.fn.__qualname__) == (fn.__module__, fn.__qualname__)
+        taken = known is not None or _BUILTIN_MODULES.get(name, fn.__module__) != fn.__module__
+        if taken and not same:
+            raise ValueError(f"a verifier named {name!r} is already registered; choose another name")
+        _registered[name] = VerifierInfo(name, fn, tuple(columns), tuple(optional), first_docstring_line(fn))
+        return fn
+
+    return register
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def load_object(path: str) -> Any:
+    """The object at `package.module:name`. Raises ValueError with the reason when it is not there."""
+    module_name, _, attribute = path.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ValueError(f"cannot import {module_name!r} for {path!r}: {error}") from error
+    if not hasattr(module, attribute):
+        raise ValueError(f"module {module_name!r} has no {attribute!r}{did_you_mean(attribute, vars(module))}")
+    return getattr(module, attribute)
+
+
+def verifier_info(name: str) -> VerifierInfo:
+    """What is registered under `name` or stands at `package.module:function`. Raises ValueError for anything else."""
+    if name not in _registered and name in _BUILTIN_MODULES:
+        importlib.import_module(_BUILTIN_MODULES[name])
+    if name in _registered:
+        return _registered[name]
+    if ":" in name:
+        fn = load_object(name)
+        if not callable(fn):
+            raise ValueError(f"{name!r} is not callable, so it cannot be a verifier")
+        known = (info for info in _registered.values() if info.fn is fn)
+        return next(known, VerifierInfo(name, fn, (), (), first_docstring_line(fn)))
+    names = list_verifiers()
+    raise ValueError(f"unknown verifier {name!r}{did_you_mean(name, names)} Known verifiers: {', '.join(names)}")
+
+
+def get_verifier(name: str) -> Verifier:
+    """The verifier registered under `name`, or the function at `package.module:function`."""
+    return verifier_info(name).fn
+
+
+def list_verifiers() -> list[str]:
+    """Sorted names of the built-in and the registered verifiers; loads none of them."""
+    return sorted({*_BUILTIN_MODULES, *_registered})
+
+
+def verify(verifier: str | Verifier, response: str, row: Mapping[str, Any]) -> Verdict:
+    """Run a verifier so that nothing but a wrong name raises: an exception, a missing column or a return value that
+    is no `Verdict` becomes status `error` (unscored). `seconds` is measured where the verifier left it at 0."""
+    info = verifier_info(verifier) if isinstance(verifier, str) else None
+    fn = info.fn if info else verifier
+    missing = [c for c in info.columns if c not in row] if info else []
+    if info and missing:
+        has = ", ".join(row) or "no columns"
+        return Verdict(None, "error", f"verifier {info.name!r} needs the column {missing[0]!r}; the row has {has}")
+    start = time.perf_counter()
+    try:
+        verdict = fn(response, row)  # type: ignore[operator]
+        if not isinstance(verdict, Verdict):
+            raise TypeError(f"returned {type(verdict).__name__} instead of a Verdict")
+    except Exception as error:
+        name = info.name if info else getattr(fn, "__name__", repr(fn))
+        detail = f"verifier {name!r} raised {type(error).__name__}: {error}"
+        return Verdict(None, "error", detail, time.perf_counter() - start)
+    return verdict if verdict.seconds else replace(verdict, seconds=time.perf_counter() - start)
