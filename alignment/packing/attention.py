@@ -110,6 +110,7 @@ def varlen_tree_attention(
         x[0].transpose(0, 1) for x in (query, key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1))
     )
     out = varlen_attn(q, k, v, ends, ends, longest, longest, scale=scaling, window_size=(-1, 0))
+    assert isinstance(out, torch.Tensor)  # a pair only when asked for auxiliary outputs
     return out.transpose(0, 1)[None]
 
 

@@ -35,7 +35,11 @@ def pack(trees: Sequence[Tree]) -> PackedBatch:
     """
     layout: list[tuple[int, int, int]] = []
     depth: list[int] = []  # position id of each segment's first token
-    ids, positions, index, target, row = [], [], [], [], []
+    ids: list[np.ndarray] = []
+    positions: list[np.ndarray] = []
+    index: list[np.ndarray] = []
+    target: list[np.ndarray] = []
+    row: list[np.ndarray] = []
     columns: dict[str, list[np.ndarray]] = {}
     kept: list[np.ndarray] = []
     any_kept = any(s.kept is not None for tree in trees for s in tree.segments)
@@ -52,9 +56,9 @@ def pack(trees: Sequence[Tree]) -> PackedBatch:
             depth.append(offset)
             ids.append(np.asarray(segment.token_ids, dtype=np.int64))
             positions.append(np.arange(offset, offset + length))
-            scored = np.flatnonzero(segment.scored) if segment.scored is not None else ()
+            scored = np.flatnonzero(segment.scored) if segment.scored is not None else _EMPTY
             if len(scored):
-                previous = start - 1 + scored
+                previous = np.asarray(start - 1 + scored)
                 if scored[0] == 0:
                     if parent < 0:
                         raise ValueError("the first token of a root segment has nothing to be predicted from")
