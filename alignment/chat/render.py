@@ -92,8 +92,8 @@ def _prompt_and_turn(render: Renderer, messages: Sequence[Mapping[str, Any]], i:
     if not full.startswith(before):
         raise TemplateProblem(
             f"the chat template shows message {i + 1} behind a different text than the prompt it is generated from "
-            f"(the prompt ends with {before[-40:]!r}, the conversation with {full[-60:]!r}). {REMEDY}, or variables "
-            "(enable_thinking) that fit the message"
+            f"(the prompt ends with {before[-40:]!r}, the conversation with {full[-60:]!r}). {REMEDY}, or make "
+            "the message fit the prompt: with a thinking block where it opens one, without where enable_thinking is off"
         )
     return before, full[len(before) :]
 
@@ -153,6 +153,10 @@ def split_behind(text: str, header: str) -> list[str]:
     return [part + header for part in parts[:-1]] + ([parts[-1]] if parts[-1] else [])
 
 
-def text_after_probe(render: Renderer, messages: Sequence[Mapping[str, Any]]) -> str:
-    """What the template writes behind the content of a final assistant turn."""
-    return render([*messages, {"role": "assistant", "content": PROBE}]).rpartition(PROBE)[2]
+def text_after_turn(render: Renderer) -> str:
+    """What the template writes behind the content of a final assistant turn; empty when it takes no plain text."""
+    try:
+        text = render([{"role": "user", "content": "x"}, {"role": "assistant", "content": PROBE}])
+    except TemplateProblem:
+        return ""
+    return text.rpartition(PROBE)[2]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from transformers import AddedToken, PreTrainedTokenizerBase
 
-from alignment.chat.render import Renderer, text_after_probe
+from alignment.chat.render import Renderer, text_after_turn
 
 START_TOKEN, END_TOKEN = "<|im_start|>", "<|im_end|>"
 
@@ -77,7 +77,6 @@ def stop_token_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """Where generation has to stop: EOS and the token with which the chat template ends an assistant turn."""
     found = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     if tokenizer.chat_template is not None:
-        tail = text_after_probe(Renderer(tokenizer), [{"role": "user", "content": "x"}])
-        ids = tokenizer(tail, add_special_tokens=False).input_ids
+        ids = tokenizer(text_after_turn(Renderer(tokenizer)), add_special_tokens=False).input_ids
         found += [i for i in ids if i in end_token_ids(tokenizer)][:1]
     return tuple(dict.fromkeys(found))
