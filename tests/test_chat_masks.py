@@ -11,20 +11,20 @@ from alignment.errors import UserError
 from tests.chat_templates import LLAMA3_LIKE, LLAMA3_TOKENS, PLAIN_TEXT, QWEN3_LIKE
 from tests.tiny import CORPUS, tiny_tokenizer
 
-USER1 = {"role": "user", "content": "What is 2 + 3?"}
-USER2 = {"role": "user", "content": "And 17 * 4?"}
-THINKING1 = {"role": "assistant", "content": "<think>\ntwo and three\n</think>\n\n5"}
-THINKING2 = {"role": "assistant", "content": "<think>\nfour times 17\n</think>\n\n68"}
-PLAIN1 = {"role": "assistant", "content": "It is 5."}
-PLAIN2 = {"role": "assistant", "content": "68, naïve 🙂"}
-SYSTEM = {"role": "system", "content": "You are a helpful assistant."}
-CALL = {
+USER1: dict = {"role": "user", "content": "What is 2 + 3?"}
+USER2: dict = {"role": "user", "content": "And 17 * 4?"}
+THINKING1: dict = {"role": "assistant", "content": "<think>\ntwo and three\n</think>\n\n5"}
+THINKING2: dict = {"role": "assistant", "content": "<think>\nfour times 17\n</think>\n\n68"}
+PLAIN1: dict = {"role": "assistant", "content": "It is 5."}
+PLAIN2: dict = {"role": "assistant", "content": "68, naïve 🙂"}
+SYSTEM: dict = {"role": "system", "content": "You are a helpful assistant."}
+CALL: dict = {
     "role": "assistant",
     "content": "",
     "tool_calls": [{"type": "function", "function": {"name": "calculator", "arguments": {"expression": "12 * 12"}}}],
 }
-RESULT = {"role": "tool", "content": "the result is 144"}
-DIALOGUES = {
+RESULT: dict = {"role": "tool", "content": "the result is 144"}
+DIALOGUES: dict[str, list[dict]] = {
     "single": [USER1, PLAIN1],
     "multi": [SYSTEM, USER1, PLAIN1, USER2, PLAIN2],
     "thinking": [SYSTEM, USER1, THINKING1, USER2, THINKING2],
