@@ -19,6 +19,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from transformers import PreTrainedTokenizerBase
+from transformers.utils.logging import disable_progress_bar
 
 from alignment.checkpoint import newest_checkpoint, random_states, restore_random_states, save_checkpoint
 from alignment.config import TrainConfig
@@ -44,6 +45,7 @@ class Evaluation:
 def make_accelerator(config: TrainConfig) -> Accelerator:
     """One accelerator per process; on a machine without CUDA it stays on the CPU."""
     set_seed(config.seed)
+    disable_progress_bar()  # the run has a progress bar of its own
     accelerator = Accelerator(
         cpu=not torch.cuda.is_available(),
         mixed_precision="bf16" if config.bf16 else "no",
@@ -162,7 +164,7 @@ class Trainer:
         sums.add({"loss": (total, batch.units), "grad_norm": (norm, 1), "skipped_updates": (0, 1)})
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return sum(micro.tokens for micro in micros)
+        return sum(micro.tokens for micro in micros if not micro.empty)
 
     def _loss(self, micro: PackedBatch):
         if not micro.empty:

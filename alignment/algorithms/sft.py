@@ -44,9 +44,7 @@ class Sft:
 
     def loss(self, model: torch.nn.Module, micro: PackedBatch) -> tuple[torch.Tensor, dict[str, Any]]:
         logprobs_N = model(micro).logprobs_N
-        tokens = logprobs_N.numel()
-        stats = {"logprob": (logprobs_N.detach().sum(), tokens), "scored_tokens": (tokens, 1)}
-        return sft_loss(logprobs_N, micro.columns.get("weights")), stats
+        return sft_loss(logprobs_N, micro.columns.get("weights")), {}
 
     def after_update(self, step: int, metrics: Mapping[str, float]) -> None:
         pass
