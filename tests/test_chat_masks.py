@@ -278,3 +278,29 @@ def test_encoding_leaves_the_messages_unchanged():
     messages = copy.deepcopy(DIALOGUES["tools"])
     encode_messages(tokenizer_with(QWEN3_LIKE), messages)
     assert messages == DIALOGUES["tools"]
+
+
+STRIPPING = LLAMA3_LIKE.replace("m.content | trim", "m.content.split('</think>')[-1] | trim")
+
+
+def test_where_the_own_template_drops_thinking_the_training_form_of_trl_serves(monkeypatch):
+    monkeypatch.setattr("alignment.chat.masks.get_training_chat_template", lambda tokenizer: LLAMA3_LIKE)
+    tokenizer = tokenizer_with(STRIPPING)
+    chat = encode_messages(tokenizer, [USER1, THINKING1])
+    assert scored_texts(tokenizer, chat) == ["<think>\ntwo and three\n</think>\n\n5<|eot_id|>"]
+    assert chat.token_ids[: chat.turns[0].start] == encode_prompt(tokenizer, [USER1])
+
+
+def test_a_training_form_that_prompts_differently_is_not_used(monkeypatch):
+    monkeypatch.setattr("alignment.chat.masks.get_training_chat_template", lambda tokenizer: "X" + LLAMA3_LIKE)
+    with pytest.raises(UserError, match="drops the thinking of message 2"):
+        encode_messages(tokenizer_with(STRIPPING), [USER1, THINKING1])
+
+
+def test_an_eos_behind_the_whole_conversation_is_not_part_of_a_turn():
+    """As Phi-3's template: every turn ends with its own token and the last one with EOS as well."""
+    tokenizer = tokenizer_with(CHATML + "{%- if not add_generation_prompt %}{{- eos_token }}{%- endif %}")
+    tokenizer.eos_token = "<|endoftext|>"
+    for messages in (DIALOGUES["single"], DIALOGUES["multi"]):
+        plain = encode_messages(tokenizer_with(CHATML), messages)
+        assert encode_messages(tokenizer, messages).token_ids == plain.token_ids

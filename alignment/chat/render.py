@@ -53,6 +53,17 @@ class Renderer:
         assert isinstance(text, str)
         return text
 
+    def ended(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        """The text of a conversation that ends with an assistant turn, as it stands when others follow: without the
+        EOS that some templates (Phi-3's) put behind the last turn's own end token."""
+        return self(messages).removesuffix(
+            _final_eos(self.tokenizer, self.chosen_template, str(self.tokenizer.eos_token or ""))
+        )
+
+    @property
+    def chosen_template(self) -> str:
+        return self.template or self.tokenizer.get_chat_template(None, self.arguments.get("tools"))
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -88,7 +99,7 @@ def _prompt_and_turn(render: Renderer, messages: Sequence[Mapping[str, Any]], i:
             "the conversation starts with an assistant message, which no prompt leads to. Put a user or system message "
             'before it, or set "train": false on it'
         )
-    before, full = render(messages[:i], prompt=True), render(messages[: i + 1])
+    before, full = render(messages[:i], prompt=True), render.ended(messages[: i + 1])
     if not full.startswith(before):
         raise TemplateProblem(
             f"the chat template shows message {i + 1} behind a different text than the prompt it is generated from "
@@ -100,14 +111,14 @@ def _prompt_and_turn(render: Renderer, messages: Sequence[Mapping[str, Any]], i:
 
 def _between(render: Renderer, messages: Sequence[Mapping[str, Any]], last: int, i: int, before: str) -> str:
     """The text between the end of trained turn `last` and the start of trained turn `i`."""
-    ended = render(messages[: last + 1])
+    ended = render.ended(messages[: last + 1])
     if before.startswith(ended):
         return before[len(ended) :]
     # The template shows the earlier turn differently once others follow (it strips thinking), so what follows the
     # turn is found behind a probe that stands in its place.
     bare = {key: value for key, value in messages[last].items() if key != "reasoning_content"}
     probed = [*messages[:last], {**bare, "content": PROBE}, *messages[last + 1 :]]
-    as_last = render(probed[: last + 1]).split(PROBE)
+    as_last = render.ended(probed[: last + 1]).split(PROBE)
     as_history = render(probed[:i], prompt=True).split(PROBE)
     fits = len(as_last) == len(as_history) == 2 and as_history[1].startswith(as_last[1])
     if not fits or not ended.endswith(as_last[1]):
@@ -133,8 +144,21 @@ def _check_complete(message: Mapping[str, Any], i: int, turn: str) -> None:
 
 def assistant_header(render: Renderer) -> str:
     """What the template writes before an assistant turn, without thinking tags; empty when nothing separates it."""
-    template = render.template or render.tokenizer.get_chat_template(None, render.arguments.get("tools"))
-    return _header(render.tokenizer, template)
+    return _header(render.tokenizer, render.chosen_template)
+
+
+@functools.lru_cache(maxsize=8)
+def _final_eos(tokenizer: PreTrainedTokenizerBase, template: str, eos: str) -> str:
+    """EOS if the template puts it behind the last turn's end token only, else nothing."""
+    render = Renderer(tokenizer, template=template)
+    turn = [{"role": "user", "content": "x"}, {"role": "assistant", "content": PROBE}]
+    try:
+        last = render(turn).rpartition(PROBE)[2]
+        followed = render([*turn, turn[0]]).rpartition(PROBE)[2]
+    except TemplateProblem:
+        return ""
+    bare = last.removesuffix(eos)
+    return eos if bare.strip() and followed.startswith(bare) and not followed.startswith(last) else ""
 
 
 @functools.lru_cache(maxsize=8)
@@ -156,7 +180,7 @@ def split_behind(text: str, header: str) -> list[str]:
 def text_after_turn(render: Renderer) -> str:
     """What the template writes behind the content of a final assistant turn; empty when it takes no plain text."""
     try:
-        text = render([{"role": "user", "content": "x"}, {"role": "assistant", "content": PROBE}])
+        text = render.ended([{"role": "user", "content": "x"}, {"role": "assistant", "content": PROBE}])
     except TemplateProblem:
         return ""
     return text.rpartition(PROBE)[2]
