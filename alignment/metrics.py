@@ -57,7 +57,7 @@ class RunLog:
         for path in (metrics_path, samples_path):
             _start_log(path, resume_step)
         environment = json.dumps(describe_environment(), indent=2, ensure_ascii=False)
-        _replace_file(output_dir / "environment.json", environment + "\n")
+        replace_file(output_dir / "environment.json", environment + "\n")
         self._metrics_file = metrics_path.open("a", encoding="utf-8")
         self._samples_file = samples_path.open("a", encoding="utf-8")
         if console:
@@ -174,10 +174,10 @@ def _start_log(path: Path, resume_step: int | None) -> None:
         os.replace(path, path.with_suffix(".previous.jsonl"))
         return
     kept = (line for line in read_json_lines(path) if line["step"] <= resume_step)
-    _replace_file(path, "".join(map(_to_json, kept)))
+    replace_file(path, "".join(map(_to_json, kept)))
 
 
-def _replace_file(path: Path, text: str) -> None:
+def replace_file(path: Path, text: str) -> None:
     """Writes a file so that a crash leaves either the old content or the new."""
     aside = path.with_suffix(path.suffix + ".tmp")
     with aside.open("w", encoding="utf-8") as file:
