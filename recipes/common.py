@@ -67,5 +67,5 @@ def sample_pass_rate(
         "ci_high": result.high,
         "problems": float(len(samples)),
         "samples": float(sum(len(g) for g in samples)),
-        "length": sum(lengths) / max(1, len(lengths)),
+        "completion_length": sum(lengths) / max(1, len(lengths)),
     }

@@ -15,7 +15,7 @@ from trl import ModelConfig
 
 import recipes  # noqa: F401  refuses to start when a foreign package shadows ours
 from alignment.algorithms.grpo import Grpo, GrpoConfig
-from alignment.chat import ensure_chat_template, stop_token_ids
+from alignment.chat.template import stop_token_ids
 from alignment.config import TrainConfig, parse
 from alignment.data.curriculum import Curriculum, PromptScore, ScoreFile, fingerprint
 from alignment.data.load import load_rows
@@ -98,7 +98,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     recipe, grpo, train, model = parse(GrpoRecipe, GrpoConfig, TrainConfig, ModelConfig, arguments=arguments)
     accelerator = make_accelerator(train)
     policy, tokenizer = load_policy(model)
-    ensure_chat_template(tokenizer)
     reference = None
     if grpo.beta and not model.use_peft:
         reference = copy.deepcopy(policy).requires_grad_(False).eval().to(accelerator.device)

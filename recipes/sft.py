@@ -13,7 +13,6 @@ from trl import ModelConfig
 
 import recipes  # noqa: F401  refuses to start when a foreign package shadows ours
 from alignment.algorithms.sft import Sft, heldout_loss
-from alignment.chat import ensure_chat_template
 from alignment.config import TrainConfig, parse
 from alignment.data.load import load_rows
 from alignment.data.sft_rows import encode_sft_rows
@@ -52,9 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     recipe, train, model = parse(SftRecipe, TrainConfig, ModelConfig, arguments=arguments)
     accelerator = make_accelerator(train)
     policy, tokenizer = load_policy(model)
-    ensure_chat_template(tokenizer)
     trees, report = load_trees(recipe, tokenizer, recipe.dataset, recipe.dataset_split)
-    accelerator.print(report)
+    accelerator.print(report.summary())
     algorithm = Sft(trees, recipe.batch_size, train.seed)
     evaluation = None
     if recipe.eval_dataset:

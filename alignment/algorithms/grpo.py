@@ -240,8 +240,8 @@ def _loss_stats(surrogate, sampler_ratio_N: torch.Tensor, n: int) -> dict[str, A
     return {
         "ratio/mean": (surrogate.ratio_N.sum(), n),
         "ratio/max": surrogate.ratio_N.max() if n else float("-inf"),
-        "clip/low": (surrogate.clipped_low_N.sum(), n),
-        "clip/high": (surrogate.clipped_high_N.sum(), n),
+        "clip_fraction/low": (surrogate.clipped_low_N.sum(), n),
+        "clip_fraction/high": (surrogate.clipped_high_N.sum(), n),
         "sampler_ratio/mean": (sampler_ratio_N.sum(), n),
         "sampler_ratio/outside": (outside, n),
     }
@@ -256,8 +256,8 @@ def _rollout_stats(rollouts: list[Rollout], rewards_PG: np.ndarray, flat_P: np.n
         "reward_std": (float(sum(spread)), len(spread)),
         "unscored": (int(np.isnan(rewards_PG).sum()), len(rollouts)),
         "flat_groups": (int(flat_P.sum()), len(flat_P)),
-        "length/mean": (sum(lengths), len(lengths)),
-        "length/max": max(lengths, default=0),
+        "completion_length/mean": (sum(lengths), len(lengths)),
+        "completion_length/max": max(lengths, default=0),
         "truncated": (sum(r.finish_reason == "length" for r in rollouts), len(rollouts)),
     }
 

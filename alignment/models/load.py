@@ -11,6 +11,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
+from alignment.chat.template import ensure_chat_template
 from alignment.errors import UserError
 from alignment.models.policy import Policy
 
@@ -49,20 +50,19 @@ def load_model(config: ModelConfig) -> PreTrainedModel | PeftModel:
     return model if peft_config is None else get_peft_model(model, peft_config)
 
 
-def check_tokenizer(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuse a tokenizer that names tokens the model has no embedding for."""
+def load_policy(config: ModelConfig) -> tuple[Policy, PreTrainedTokenizerBase]:
+    """Policy and tokenizer of `config.model_name_or_path`. A tokenizer without a chat template gets ChatML, and the
+    embeddings grow by the tokens that brings. Raises UserError when tokenizer and model do not belong together."""
+    tokenizer = load_tokenizer(config.model_name_or_path or "")
+    model = load_model(config)
     rows = cast(nn.Embedding, model.get_input_embeddings()).num_embeddings
     if len(tokenizer) > rows:
         raise UserError(
             f"the tokenizer has {len(tokenizer)} tokens but the model embeds only {rows}: they do not belong together"
         )
-
-
-def load_policy(config: ModelConfig) -> tuple[Policy, PreTrainedTokenizerBase]:
-    """Policy and tokenizer of `config.model_name_or_path`."""
-    tokenizer = load_tokenizer(config.model_name_or_path or "")
-    model = load_model(config)
-    check_tokenizer(model, tokenizer)
+    ensure_chat_template(tokenizer)
+    if len(tokenizer) > rows:
+        model.resize_token_embeddings(len(tokenizer))
     return Policy(model), tokenizer
 
 
