@@ -75,7 +75,7 @@ def test_a_verifier_reward_scores_both_completion_forms_and_leaves_errors_unscor
 def test_a_verifier_reward_reports_the_rates_of_its_statuses():
     logged = {}
     from_verifier("math")(
-        ["q"] * 4, ["2", "no idea", "none", "2"], answer=["2", "2", "2", []], log_metric=logged.__setitem__
+        ["q"] * 4, ["2", "", "<think>", "2"], answer=["2", "2", "2", []], log_metric=logged.__setitem__
     )
     assert logged == {"verdicts/math/unparsed": 0.5, "verdicts/math/timeout": 0.0, "verdicts/math/error": 0.25}
 

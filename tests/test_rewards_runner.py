@@ -214,7 +214,7 @@ def test_one_reward_cannot_change_what_the_next_one_sees():
 
 
 def test_metrics_that_a_reward_logs_are_returned():
-    _, metrics = run(("math", get_reward("verifier:math"), 1.0), texts=("2", "hm"))
+    _, metrics = run(("math", get_reward("verifier:math"), 1.0), texts=("2", "<think>"))
     assert metrics["rewards/math"] == 0.5 and metrics["verdicts/math/unparsed"] == 0.5
 
 

@@ -15,7 +15,6 @@ Verifier = Callable[[str, Mapping[str, Any]], Verdict]
 
 # Built-in verifiers and the module that registers each; a module is imported when its name is first asked for.
 _BUILTIN_MODULES: dict[str, str] = {
-    "code": "verifiers.code",
     "format": "verifiers.format",
     "math": "verifiers.math",
 }
