@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from itertools import count
 from typing import Any
 
 from rewards.completions import Completion, completion_text
-from verifiers import Status, Verdict, Verifier, verifier_info, verify
+from verifiers import Status, verifier_info, verify_all
 
 RewardFn = Callable[..., Any]
 _REPORTED: tuple[Status, ...] = ("unparsed", "timeout", "error")
@@ -25,11 +22,10 @@ def from_verifier(name: str) -> RewardFn:
     """
     info = verifier_info(name)
     short = name.rpartition(":")[2]
-    target: str | Verifier = name
 
     def reward(prompts: Sequence[Any], completions: Sequence[Completion], **columns: Any) -> list[float | None]:
         rows = rows_of_columns(columns, len(completions))
-        verdicts = _verify_all(target, [completion_text(c) for c in completions], rows)
+        verdicts = verify_all(name, [completion_text(c) for c in completions], rows)
         log_metric = columns.get("log_metric")
         if log_metric is not None and verdicts:
             statuses = Counter(verdict.status for verdict in verdicts)
@@ -46,27 +42,3 @@ def rows_of_columns(columns: Mapping[str, Any], size: int) -> list[dict[str, Any
     """Columns of `size` values as rows; other arguments and values of None are left out."""
     kept = {k: v for k, v in columns.items() if isinstance(v, (list, tuple)) and len(v) == size}
     return [{key: values[i] for key, values in kept.items() if values[i] is not None} for i in range(size)]
-
-
-def _verify_all(verifier: str | Verifier, texts: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[Verdict]:
-    """One thread per core, because verifiers wait for sandboxes and workers. The threads are daemons, so a verifier
-    that hangs cannot keep the process from ending."""
-    verdicts: list[Verdict | None] = [None] * len(texts)
-    failures: list[BaseException] = []
-    turn = count()
-
-    def work() -> None:
-        try:
-            while not failures and (i := next(turn)) < len(texts):
-                verdicts[i] = verify(verifier, texts[i], rows[i])
-        except BaseException as error:  # handed to the calling thread
-            failures.append(error)
-
-    threads = [threading.Thread(target=work, daemon=True) for _ in range(min(len(os.sched_getaffinity(0)), len(texts)))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if failures:
-        raise failures[0]
-    return verdicts  # type: ignore[return-value]
