@@ -37,7 +37,8 @@ def test_our_rewards_run_in_trls_trainer_next_to_its_own(tmp_path):
         max_completion_length=4, report_to="none", logging_steps=1, save_strategy="no", bf16=False,
     )  # fmt: skip
     trainer = GRPOTrainer(
-        model=tiny_model("qwen3"), reward_funcs=[from_verifier("math"), from_verifier("format"), trl_style, trl_style_async],
+        model=tiny_model("qwen3"),
+        reward_funcs=[from_verifier("math"), from_verifier("format"), trl_style, trl_style_async],
         args=settings, train_dataset=Dataset.from_list(rows()), processing_class=tokenizer,
     )  # fmt: skip
     trainer.train()

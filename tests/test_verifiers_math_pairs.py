@@ -122,6 +122,19 @@ yes ~ Yes.
 \sum_{k=1}^{3} k ~ 6
 1 ~ \sin^2 x+\cos^2 x
 1500 ~ 1.5e3
+(-\infty,-1)\cup(1,\infty) ~ x<-1 \text{ or } x>1
+0.\overline{3} ~ \frac{1}{3}
+0.1\overline{6} ~ 1/6
+\{x \mid x > 3\} ~ (3,\infty)
+6\text{ m/s} ~ 6 m/s
+5\text{ m} ~ 5 m
+5 ~ 5\text{ m}
+5\text{ cm}^2 ~ 5 \text{ square centimeters}
+\sqrt{2} + \sqrt{3} ~ \sqrt{5+2\sqrt{6}}
+e^{i\pi} ~ -1
+\sqrt[3]{2} ~ 2^{1/3}
+x<5 ~ 5>x
+\left\{\frac12,2\right\} ~ \{2,0.5\}
 1500 ~ 1.5E+3
 """
 
@@ -226,6 +239,22 @@ e^{\pi\sqrt{163}} ~ 262537412640768744
 12 ~ 1 2
 1 ~ \sin^2 x+\cos^2 y
 1500 ~ 1.5e4
+45^\circ ~ 45 radians
+0.\overline{3} ~ 0.3
+5\text{ m} ~ 5 s
+5 ~ 5x
+1-10^{-40} ~ 1
+\sqrt{10^{60}+1} ~ 10^{30}
+\sin(10^{-30}) ~ 10^{-30}
+\frac{1}{3} ~ 33.3\%
+5 ~ 5 \text{ or more}
+5 ~ >5
+x>5 ~ 5
+5 ~ 5 dozen
+100 ~ 1,00
+\{1,2\} ~ (1,2)
+0 ~ \emptyset
+(2,3),(3,2) ~ (2,3)
 """
 
 

@@ -67,7 +67,9 @@ def canonical(node: Node) -> Answer:
     signs = _plus_minus(node)
     if signs is not None:
         node = signs
-    if node[0] in ("list", "set") and node[0] == "list":
+    if node[0] == "list" and all(_is_inequality(item) for item in node[1]):
+        return _canonical_union([canonical(item) for item in node[1]])
+    if node[0] == "list":
         return _canonical_list([canonical(item) for item in node[1]])
     if node[0] == "in":
         return replace(canonical(node[2]), name=_key(node[1]))
@@ -92,6 +94,17 @@ def _canonical_list(items: list[Answer]) -> Answer:
     if simple and None not in names and len(names) == len(items):
         return Answer(("named", sorted(((a.name, a.value) for a in items), key=lambda pair: str(pair[0]))))
     raise MathSyntaxError("a list whose items are named in different ways")
+
+
+def _is_inequality(node: Node) -> bool:
+    return node[0] == "rel" and "=" not in node[2] and "!=" not in node[2]
+
+
+def _canonical_union(items: list[Answer]) -> Answer:
+    """`x < -1 or x > 1`."""
+    if len({item.name for item in items}) != 1 or any(item.value[0] == "rel" for item in items):
+        raise MathSyntaxError("inequalities that are not about one variable")
+    return Answer(("union", [item.value for item in items]), name=items[0].name)
 
 
 def _canonical_relation(node: Node) -> Answer:
@@ -189,6 +202,17 @@ def _choose(node: object, plus: bool) -> Node:
     return node  # type: ignore[return-value]
 
 
+def letters_as_units(node: Node) -> Node:
+    """Symbols as units: the m and s of `6 m/s`, for a value that is known to be a quantity."""
+    if node[0] == "sym":
+        return ("unit", node[1])
+    if node[0] in ("mul", "add"):
+        return (node[0], [letters_as_units(part) for part in node[1]])
+    if node[0] in ("div", "pow", "neg"):
+        return (node[0], *(letters_as_units(part) for part in node[1:]))
+    return node
+
+
 def split_unit(node: Node) -> tuple[Node, str | None]:
     """`5 cm^2` as (5, "cm^2"). A tree without a unit, or with nothing else, comes back whole."""
     if node[0] == "neg":
@@ -219,8 +243,9 @@ def _only_units(node: Node) -> bool:
 
 def _unit_text(node: Node) -> str:
     if node[0] == "unit":
-        words = re.sub(r"[^A-Za-z$/ ]", "", node[1]).split()
-        return " ".join(UNIT_ALIASES.get(word.lower(), word.lower()) for word in words)
+        words = re.sub(r"[^a-z$/ ]", "", node[1].lower()).replace("sq ", "square ").split()
+        named = " ".join(UNIT_ALIASES.get(word, word) for word in words)
+        return re.sub(r"\bsquare (\w+)", r"\1^2", re.sub(r"\bcubic (\w+)", r"\1^3", named))
     if node[0] == "pow":
         return f"{_unit_text(node[1])}^{node[2][1]}"
     return " ".join(_unit_text(part) for part in node[1])

@@ -196,6 +196,10 @@ class AtomParser:
             return ("inf",)
         if name == "{":
             items = [] if self.next_is("cmd", "}") else self.items()
+            if len(items) == 1 and items[0][0] == "sym" and (self.take("cmd", "mid") or self.take("op", "|")):
+                items = self.items()  # { x | condition }: the condition says it all
+                self.expect("cmd", "}")
+                return items[0] if len(items) == 1 else ("list", items)
             self.expect("cmd", "}")
             return ("set", items)
         if name in ("emptyset", "varnothing"):

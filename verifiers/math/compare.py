@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from verifiers.math.answer import Answer, normalise_words
+from dataclasses import replace
+
+from verifiers.math.answer import Answer, letters_as_units, normalise_words, split_unit
 from verifiers.math.atoms import Node
-from verifiers.math.exact import exact
+from verifiers.math.exact import exact, symbols
 from verifiers.math.words import UNIT_ALIASES
 from verifiers.worker import Worker
 
@@ -28,6 +30,9 @@ def same_answer(gold: Answer, given: Answer) -> bool:
         return same_value(_as_relation(gold), _as_relation(given))
     if gold.name and given.name and gold.name != given.name:
         return False
+    if gold.unit and not given.unit and symbols(given.value) and not symbols(gold.value):
+        value, unit = split_unit(letters_as_units(given.value))
+        given = replace(given, value=value, unit=unit)
     if _units_conflict(gold.unit, given.unit):
         return False
     if any(not same_value(given.value, member) for member in given.also):

@@ -41,6 +41,7 @@ _TEXT = re.compile(
 )
 _LATEX_THOUSANDS = re.compile(r"(?<![\d.])([1-9]\d{0,2})((?:(?:\{,\}|\\,|,\\!|\\!,|\\ |\u2009)\d{3})+)(?!\d)")
 _SPACED_THOUSANDS = re.compile(r"(?<![\d.,/] )(?<![\d.,/])([1-9]\d{0,2})((?: \d{3})+)(?![\d/]| \d)")
+_REPEATING = re.compile(r"(\d*)\.(\d*)\\overline\s*(?:\{(\d+)\}|(\d))", re.ASCII)
 _FRACTIONS = re.compile(r"\\[dtcs]frac(?![A-Za-z])")
 _WRAPPERS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("`", "`"))
 _TOKEN = re.compile(
@@ -74,9 +75,17 @@ def strip_typography(text: str) -> str:
         text = stripped
     text = _LATEX_THOUSANDS.sub(lambda m: m[1] + re.sub(r"\D", "", m[2]), text)
     text = _SPACED_THOUSANDS.sub(lambda m: m[1] + m[2].replace(" ", ""), text)
+    text = _REPEATING.sub(_repeating, text)
     text = _FRACTIONS.sub(r"\\frac", text.replace(r"\!", "").replace(r"\,", " ").replace("\u2009", " "))
     text = _SPACING.sub(" ", text).replace("{,}", ",")
     return _unwrap(text).strip()
+
+
+def _repeating(match: re.Match[str]) -> str:
+    r"""`0.1\overline{6}` is 0.1 + 6/90."""
+    whole, fixed, period = match[1] or "0", match[2], match[3] or match[4]
+    nines = int("9" * len(period) + "0" * len(fixed))
+    return f"({int(whole + fixed) * (10 ** len(period) - 1) + int(period)}/{nines})"
 
 
 def _unwrap(text: str) -> str:
@@ -91,6 +100,9 @@ def _unwrap(text: str) -> str:
 
 def _text_token(match: re.Match[str]) -> str:
     content = re.sub(r"[\x01\x02]|\\(?=[%$])", "", match[1]).strip()
+    is_unit = match.start() > 0 and match.string[match.start() - 1].isdigit() and content not in ("e", "i", "d", "x")
+    if re.fullmatch(r"[A-Za-z]", content) and is_unit:
+        return f" \x01{content}\x02 "
     if re.search(r"\d|\\|^[A-Za-z]$|^$|^[^A-Za-z]*$", content):  # an expression, a single symbol, or punctuation
         return f" {content} "
     return f" \x01{content}\x02 "

@@ -33,7 +33,7 @@ BRACKETS = {"floor": ("lfloor", "rfloor"), "ceil": ("lceil", "rceil"), "abs": ("
 MATRICES = _words("matrix pmatrix bmatrix Bmatrix vmatrix array smallmatrix")
 # Commands that stand between values or close a group, so that no product goes on with them.
 NOT_ATOMS = _words("""} times cdot ast div pm mp cup cap setminus backslash in approx % degree rfloor rceil rvert vee
-    lor &""")
+    lor & mid""")
 UNIT_ALIASES = {
     alias: name
     for name, aliases in {
@@ -43,7 +43,8 @@ UNIT_ALIASES = {
         "yd": "yard yards", "hr": "hrs hour hours h", "min": "mins minute minutes", "s": "sec secs second seconds",
         "day": "days", "week": "weeks", "month": "months", "year": "years", "lb": "lbs pound pounds",
         "oz": "ounce ounces", "l": "liter liters litre litres", "ml": "milliliter milliliters",
-        "$": "dollar dollars usd", "cents": "cent ¢", "degree": "degrees deg", "euro": "euros eur",
+        "$": "dollar dollars usd", "cents": "cent ¢", "euro": "euros eur",
+        "degree": "degrees deg", "radian": "radians rad",
     }.items()
     for alias in [name, *aliases.split()]
 }  # fmt: skip
