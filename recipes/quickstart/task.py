@@ -24,7 +24,7 @@ Split = Literal["train", "heldout"]
 Style = Literal["worked", "terse"]
 
 LEVELS = (1, 2, 3, 4, 5, 6)
-LARGEST = 199  # no number in a problem or its solution is larger
+LARGEST = 99  # no number in a problem or its solution is larger
 HELDOUT_BUCKETS, BUCKETS = 1, 10
 STORY_SHARE = 1 / 3
 
