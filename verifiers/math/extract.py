@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import re
 
+from verifiers.response import outside_thinking
+
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*")
 _HASHES = re.compile(r"####[ \t]*([^\n]*)")
 _PHRASE = re.compile(
@@ -26,16 +28,8 @@ _NUMBER = re.compile(
     r"[-+−]?(?:[$€£]\s*)?(?:(?:\d{1,3}(?:,\d{3})+(?![\d,]*\d)|\d+)(?:\.\d+)?|\.\d+)(?:\s*/\s*\d+)?(?:\s*%)?", re.ASCII
 )
 _SENTENCE_END = re.compile(r"\.(?=\s|$)|\n")
-_THINK_END, _THINK_START = "</think>", "<think>"
 _WHOLE_MAX = 200
 _TAIL_MAX = 2000  # rules 3, 5 and 6 look no further back; bounds their regular expressions
-
-
-def outside_thinking(response: str) -> str | None:
-    """The text after the last `</think>`, the whole response when there is no block, None when a block is unclosed."""
-    _, found, after = response.rpartition(_THINK_END)
-    text = after if found else response
-    return None if _THINK_START in text else text
 
 
 def extract_answer(response: str) -> str | None:
