@@ -19,14 +19,18 @@ _RESERVED = {"prompt", "completion", *_ARGUMENTS}
 
 
 class ScoredPrompt(Protocol):
-    messages: list[dict]
-    row: Mapping[str, Any]
+    @property
+    def messages(self) -> list[dict]: ...
+    @property
+    def row(self) -> Mapping[str, Any]: ...
 
 
 class ScoredRollout(Protocol):
     """What is read of a rollout, and the two fields that are set."""
 
-    prompt: ScoredPrompt
+    @property
+    def prompt(self) -> ScoredPrompt: ...
+
     text: str
     token_ids: list[int]
     reward: float | None
