@@ -19,7 +19,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from transformers import PreTrainedTokenizerBase
-from transformers.utils.logging import disable_progress_bar
 
 from alignment.checkpoint import newest_checkpoint, random_states, restore_random_states, save_checkpoint
 from alignment.config import TrainConfig
@@ -45,7 +44,6 @@ class Evaluation:
 def make_accelerator(config: TrainConfig) -> Accelerator:
     """One accelerator per process; on a machine without CUDA it stays on the CPU."""
     set_seed(config.seed)
-    disable_progress_bar()  # the run has a progress bar of its own
     accelerator = Accelerator(
         cpu=not torch.cuda.is_available(),
         mixed_precision="bf16" if config.bf16 else "no",

@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from alignment.evaluate import pass_rate
+from transformers.utils.logging import disable_progress_bar
 
 from alignment.config import as_dict
 from alignment.distributed import gather_objects, rank, world_size
 from alignment.errors import UserError
+from alignment.evaluate import pass_rate
 from alignment.types import Engine, Prompt, Rollout, Sampling
 
 Score = Callable[[list[Rollout]], dict[str, float]]
@@ -22,6 +23,7 @@ Score = Callable[[list[Rollout]], dict[str, float]]
 
 def run(main: Callable[[], Any]) -> None:
     """Run a recipe; a UserError is printed as one message (exit code 2), with its traceback under --debug."""
+    disable_progress_bar()  # of loading and saving weights: runs have a progress bar of their own
     try:
         main()
     except UserError as error:

@@ -34,9 +34,9 @@ from rewards import RewardRunner, get_reward
 @dataclass
 class GrpoRecipe:
     dataset: str = field(default="", metadata={"help": "Rows with `prompt`, `question` or `messages`."})
-    dataset_split: str = "train"
+    dataset_split: str = field(default="", metadata={"help": "Split of a hub data set or folder."})
     eval_dataset: str = field(default="", metadata={"help": "Held-out rows; empty = no evaluation."})
-    eval_split: str = "test"
+    eval_split: str = ""
     eval_samples: int = field(default=4, metadata={"help": "Samples per held-out prompt."})
     max_rows: int = field(default=0, metadata={"help": "Use the first rows only; 0 = all."})
     max_prompt_length: int = 1024
@@ -102,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if grpo.beta and not model.use_peft:
         reference = copy.deepcopy(policy).requires_grad_(False).eval().to(accelerator.device)
 
-    rows = load_rows(recipe.dataset, recipe.dataset_split, recipe.max_rows or None)
+    rows = load_rows(recipe.dataset, recipe.dataset_split or None, recipe.max_rows or None)
     prompts = build_prompts(rows, tokenizer, max_prompt_length=recipe.max_prompt_length, source=recipe.dataset)
     sampling = Sampling(
         max_tokens=recipe.max_tokens,
@@ -131,7 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     evaluation = None
     if recipe.eval_dataset:
-        eval_rows = load_rows(recipe.eval_dataset, recipe.eval_split)
+        eval_rows = load_rows(recipe.eval_dataset, recipe.eval_split or None)
         heldout = build_prompts(
             eval_rows, tokenizer, max_prompt_length=recipe.max_prompt_length, source=recipe.eval_dataset
         )

@@ -25,9 +25,9 @@ from recipes.common import run, write_settings
 @dataclass
 class SftRecipe:
     dataset: str = field(default="", metadata={"help": "Local file, folder or hub name of the training rows."})
-    dataset_split: str = "train"
+    dataset_split: str = field(default="", metadata={"help": "Split of a hub data set or folder."})
     eval_dataset: str = field(default="", metadata={"help": "Held-out rows; empty = no evaluation."})
-    eval_split: str = "test"
+    eval_split: str = ""
     max_rows: int = field(default=0, metadata={"help": "Use the first rows only; 0 = all."})
     max_length: int = 2048
     overflow: Literal["truncate", "drop", "error"] = "truncate"
@@ -43,7 +43,7 @@ class SftRecipe:
 
 
 def load_trees(recipe: SftRecipe, tokenizer, source: str, split: str):
-    rows = load_rows(source, split, recipe.max_rows or None)
+    rows = load_rows(source, split or None, recipe.max_rows or None)
     return encode_sft_rows(rows, tokenizer, recipe.max_length, recipe.overflow, recipe.train_on)
 
 

@@ -148,9 +148,9 @@ class DecodeCache:
         """
         rows, heads, _, width = key.shape
         self.rows.reserve(layer, rows, self.longest, key)
+        dtype, value = query.dtype, value.to(key.dtype)  # under autocast they can differ
         self.rows.keys[layer][self.row_range, :, self.write_at] = key[:, :, 0]
         self.rows.values[layer][self.row_range, :, self.write_at] = value[:, :, 0]
-        dtype = query.dtype  # under autocast queries and values can differ
         query = (query[:, :, 0] * scaling).view(rows, heads, -1, width).to(key.dtype)
         shared = self._shared_part(layer, query)
         own = _part(

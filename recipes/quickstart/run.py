@@ -28,7 +28,7 @@ from recipes.quickstart.tokenizer import build_tokenizer
 
 HERE = Path(__file__).parent
 VOCABULARY = 512
-SFT_ROWS, GRPO_PROMPTS, HELDOUT_SFT, HELDOUT_PROBLEMS, HELDOUT_SAMPLES = 12000, 4000, 200, 300, 4
+SFT_ROWS, GRPO_PROMPTS, HELDOUT_SFT, HELDOUT_PROBLEMS, HELDOUT_SAMPLES = 8000, 2000, 200, 300, 4
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -53,7 +53,7 @@ def prepare(folder: Path, seed: int) -> None:
 def measure(folder: Path, model: Path, seed: int) -> dict[str, Any]:
     """Held-out pass rate of a model, by the recipe users measure with."""
     arguments = ["--model_name_or_path", str(model), "--dataset", str(folder / "data" / "heldout.jsonl")]
-    arguments += ["--verifier", "math", "--samples", str(HELDOUT_SAMPLES), "--max_tokens", "200"]
+    arguments += ["--verifier", "math", "--samples", str(HELDOUT_SAMPLES), "--max_tokens", "96"]
     return recipes.verify.main([*arguments, "--seed", str(seed), "--max_rows_in_flight", "128"])
 
 
