@@ -13,7 +13,9 @@ from collections.abc import Sequence
 from alignment.errors import UserError
 
 COMMANDS = {
+    "inspect": "what a recipe would train on: tokens by mask, lengths, steps, memory",
     "list": "the registered rewards and verifiers, with the columns they read",
+    "report": "write the HTML report of a run folder again",
     "verify": "score responses, or the rows' own gold answers, with a verifier",
 }
 

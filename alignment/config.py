@@ -88,16 +88,21 @@ def parse(*kinds: type, arguments: Sequence[str] | None = None) -> tuple:
         raise UserError(str(error)) from error
 
 
-def _check_yaml(path: Path | None, known: dict[str, Any]) -> None:
-    if path is None or not path.is_file():
+def read_yaml(path: str | Path | None) -> dict[str, Any]:
+    """The keys and values of a recipe. Raises UserError, naming the file, when it is missing or no mapping."""
+    if path is None or not Path(path).is_file():
         raise UserError(f"--config: there is no file {path or ''}".rstrip())
     try:
-        content = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+        content = yaml.safe_load(Path(path).read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected `key: value` lines, found {type(content).__name__}")
-    for key, value in content.items():
+    return content
+
+
+def _check_yaml(path: Path | None, known: dict[str, Any]) -> None:
+    for key, value in read_yaml(path).items():
         if key == "env":
             continue
         if key not in known:

@@ -6,7 +6,7 @@ Shapes: P prompts, G samples per prompt, T tokens of a packed row, S segments, N
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -139,23 +139,10 @@ class PackedBatch:
         return self.input_ids_T.numel()
 
     def to(self, device: torch.device | str) -> PackedBatch:
-        def move(x: torch.Tensor | None) -> torch.Tensor | None:
-            return None if x is None else x.to(device, non_blocking=True)
-
-        return PackedBatch(
-            move(self.input_ids_T),
-            move(self.position_ids_T),
-            self.segments,
-            move(self.score_index_N),
-            move(self.score_target_N),
-            move(self.score_row_N),
-            self.rows,
-            {k: move(v) for k, v in self.columns.items()},
-            move(self.kept_offsets_N1),
-            move(self.kept_ids_K),
-            self.sources,
-            self.empty,
-        )
+        tensors = {f.name: x for f in fields(self) if isinstance(x := getattr(self, f.name), torch.Tensor)}
+        moved: dict[str, Any] = {name: x.to(device, non_blocking=True) for name, x in tensors.items()}
+        columns = {name: x.to(device, non_blocking=True) for name, x in self.columns.items()}
+        return replace(self, **moved, columns=columns)
 
 
 class Engine(Protocol):

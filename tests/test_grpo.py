@@ -143,7 +143,7 @@ def test_importance_weights_are_capped_from_above_only():
 # --- the algorithm ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("settings", [{}, {"mini_batches": 2, "epochs": 2}, {"old_logprobs": "recompute", "epochs": 2}])
+@pytest.mark.parametrize("settings", [{}, {"mini_batches": 2, "episode_epochs": 2}, {"old_logprobs": "recompute", "episode_epochs": 2}])
 def test_first_update_has_ratio_one_and_kl_zero(settings):
     algorithm = make(beta=0.1, **settings)
     batch = algorithm.collect(0).batches[0]
@@ -260,7 +260,7 @@ def test_kl_in_the_reward_lowers_the_advantage_of_what_the_reference_finds_unlik
 
 
 def test_mini_batches_and_epochs_visit_every_group_in_each_epoch():
-    algorithm = make(prompts_per_step=6, mini_batches=3, epochs=2)
+    algorithm = make(prompts_per_step=6, mini_batches=3, episode_epochs=2)
     batches = algorithm.collect(0).batches
     assert [len(b.trees) for b in batches] == [2] * 6
     prompts = [t.segments[0].token_ids[0] for b in batches for t in b.trees]

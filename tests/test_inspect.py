@@ -5,7 +5,6 @@ import pytest
 import torch
 from rich.console import Console
 
-from alignment.commands.inspect import inspect_prompts, inspect_sft
 from alignment.data.prompts import build_prompts
 from alignment.data.sft_rows import encode_sft_rows
 from alignment.inspect import (
@@ -19,6 +18,7 @@ from alignment.inspect import (
     plan_steps,
     token_view,
 )
+from alignment.inspect_view import inspect_prompts, inspect_sft
 from alignment.packing import conversation
 from tests.chat_templates import PLAIN_TEXT
 from tests.test_chat_masks import DIALOGUES, tokenizer_with

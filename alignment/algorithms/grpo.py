@@ -47,7 +47,7 @@ class GrpoConfig:
     prompts_per_step: int = 256
     group_size: int = 8
     mini_batches: int = 1  # optimizer steps per pass over an episode
-    epochs: int = 1  # passes over an episode
+    episode_epochs: int = 1  # passes over an episode
     loss: Literal["token", "sequence_mean", "gspo", "constant"] = "token"
     divide_by_std: bool = True
     clip_eps: float = 0.2
@@ -62,7 +62,7 @@ class GrpoConfig:
     entropy_target: float = 0.0  # the bonus is active while entropy is below; 0 = always
 
     def __post_init__(self):
-        for name in ("prompts_per_step", "mini_batches", "epochs"):
+        for name in ("prompts_per_step", "mini_batches", "episode_epochs"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}: {getattr(self, name)} is not valid, it has to be 1 or more")
         if self.group_size < 2:
@@ -92,7 +92,7 @@ class Grpo:
         self.policy, self.engine, self.prompts, self.score = policy, engine, list(prompts), score
         self.curriculum, self.config, self.sampling, self.reference = curriculum, config, sampling, reference
         self.max_tokens = max_tokens
-        self.on_policy = config.mini_batches * config.epochs == 1
+        self.on_policy = config.mini_batches * config.episode_epochs == 1
         self.entropy: float | None = None
 
     # --- collecting -------------------------------------------------------------------------------------------------
@@ -182,7 +182,7 @@ class Grpo:
         # without KL or entropy term a group without signal has no gradient: it counts, but is not computed
         silent = flat_P if not c.entropy_coef and (not c.beta or c.kl == "reward") else np.zeros_like(flat_P)
         batches = []
-        for epoch in range(c.epochs):
+        for epoch in range(c.episode_epochs):
             order = np.arange(len(trees))
             if not self.on_policy:
                 order = np.random.default_rng([self.sampling.seed, step, epoch]).permutation(len(trees))

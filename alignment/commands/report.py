@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 
+from alignment.errors import UserError
 from alignment.report import find_stages, write_report
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run_dir", type=Path, help="folder with metrics.jsonl, or with stage folders that have it")
+
+
+def run(options: argparse.Namespace) -> int:
+    try:
+        print(main(options.run_dir))
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    return 0
 
 
 def main(run_dir: str | Path) -> Path:

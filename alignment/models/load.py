@@ -8,7 +8,14 @@ from typing import cast
 import torch
 from peft import PeftModel, get_peft_model, load_peft_weights, set_peft_model_state_dict
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from alignment.chat.template import ensure_chat_template
@@ -25,6 +32,14 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
     if tokenizer.eos_token_id is None:
         raise UserError(f"the tokenizer of {name_or_path} has no eos_token: set one in its tokenizer_config.json")
     return tokenizer
+
+
+def load_config(name_or_path: str) -> PreTrainedConfig:
+    """The model's configuration without its weights."""
+    try:
+        return AutoConfig.from_pretrained(name_or_path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"model_name_or_path: no configuration could be loaded from {name_or_path}: {error}") from error
 
 
 def load_model(config: ModelConfig) -> PreTrainedModel | PeftModel:
