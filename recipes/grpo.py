@@ -81,7 +81,7 @@ def score_prompts(
     file = ScoreFile(path, prints)
     known = file.read()
     todo = [p for p in prompts if p.id not in known]
-    chunk = 16 * world_size()
+    chunk = max(1, 4 * recipe.max_rows_in_flight // n) * world_size()  # what a kill can cost
     for start in range(0, len(todo), chunk):
         groups = engine.generate(todo[start : start + chunk][rank() :: world_size()], n, sampling)
         score([r for g in groups for r in g])
