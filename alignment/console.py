@@ -21,8 +21,9 @@ HEADLINES = (
     "accuracy",
     "kl",
     "entropy",
-    "completion_length",
+    "completion_length/mean",
     "learning_rate",
+    "grad_norm",
 )
 HIGHER_IS_BETTER = ("reward", "pass", "accuracy", "margin", "tokens_per_second")
 LOWER_IS_BETTER = ("loss", "perplexity", "error", "unparsed", "timeout")
@@ -111,9 +112,7 @@ class RunConsole:
     def _status(self, step: int, metrics: dict[str, float]) -> str:
         rate = format_value(self._tokens / max(self._train_seconds, 1e-9))
         left = format_seconds(max(self._total - step, 0) * self._step_seconds)
-        values = [
-            f"{name} {format_value(metrics[name])}" for name in _ordered(metrics) if not name.startswith("tokens")
-        ]
+        values = [f"{name} {format_value(metrics[name])}" for name in HEADLINES if name in metrics]
         return "  ".join([f"step {step}/{self._total}", f"{rate} tokens/s", f"ETA {left}", *values])
 
     def _table(self) -> Table:
