@@ -10,6 +10,7 @@ from alignment.models import Policy
 from alignment.models.score import add_logprobs
 from alignment.packing import group
 from alignment.rollout import TransformersEngine
+from alignment.rollout.engine import FEW_STEPS
 from alignment.types import Prompt, Sampling, Segment
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -144,10 +145,40 @@ def test_weights_changed_in_place_are_used_and_rollouts_carry_the_step():
     assert summary(separate.generate(prompts(), 1, sampling)) == summary(after)
 
 
-def test_the_training_mode_of_the_model_is_left_as_it_was():
-    model = tiny_model("qwen3").train()
-    TransformersEngine(model, tiny_tokenizer()).generate(prompts(), 1, Sampling(max_tokens=3))
-    assert model.training
+@pytest.mark.parametrize("as_policy", [True, False])
+def test_load_weights_takes_a_policy_or_the_model_itself(as_policy):
+    source, sampling = tiny_model("qwen3", seed=1), Sampling(max_tokens=10)
+    separate = TransformersEngine(tiny_model("qwen3"), tiny_tokenizer())
+    separate.load_weights(Policy(source) if as_policy else source, 1)
+    expected = TransformersEngine(source, tiny_tokenizer()).generate(prompts(), 2, sampling)
+    assert summary(separate.generate(prompts(), 2, sampling)) == summary(expected)
+
+
+def test_the_model_is_left_as_it_was():
+    """Modes of all modules, weights and their memory, and the optimizer step that follows."""
+    model = tiny_model("qwen3", tie_word_embeddings=True).train()
+    model.model.layers[0].eval()  # partly frozen
+    modes = [m.training for m in model.modules()]
+    before = [(p.data_ptr(), p.stride(), p.detach().clone()) for p in model.parameters()]
+    engine = TransformersEngine(model, tiny_tokenizer())
+    with pytest.raises(UserError, match="0 tokens"):
+        engine.generate([*prompts(), Prompt("none", [], [])], 1, Sampling(max_tokens=40))
+    engine.generate(prompts(), 1, Sampling(max_tokens=40))
+    assert [m.training for m in model.modules()] == modes
+    for p, (pointer, stride, values) in zip(model.parameters(), before, strict=True):
+        assert p.data_ptr() == pointer
+        assert p.stride() == stride
+        assert torch.equal(p, values)
+    model(torch.tensor([[5, 6, 7]])).logits.sum().backward()
+    assert all(p.grad.stride() == p.stride() for p in model.parameters() if p.grad is not None)
+
+
+def test_rearranged_weights_give_the_same_greedy_completions():
+    """Completions of more than FEW_STEPS tokens are decoded with rearranged weights, shorter ones are not."""
+    ours = engine()
+    short = summary(ours.generate(prompts(), 1, Sampling(max_tokens=FEW_STEPS, temperature=0.0)))
+    long = summary(ours.generate(prompts(), 1, Sampling(max_tokens=FEW_STEPS + 8, temperature=0.0)))
+    assert [ids for ((ids, _),) in short] == [ids[:FEW_STEPS] for ((ids, _),) in long]
 
 
 def test_adapters_are_sampled_with():

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from alignment.rollout.sampling import BLOCK, FIRST_CANDIDATES, draw, kept_candidates, random_stream
+from alignment.rollout.sampling import BLOCK, FIRST_CANDIDATES, draw, random_stream
 from alignment.types import Sampling
 
 
 def kept_ids(logits, **filters):
-    values, ids, keep = kept_candidates(torch.tensor([logits]), Sampling(**filters))
-    assert (values.diff() <= 0).all()
-    return set(ids[0][keep[0]].tolist())
+    drawn = draw(torch.tensor([logits]), [0.5], Sampling(**filters))
+    assert drawn.tokens_R[0] in drawn.kept[0]
+    return set(drawn.kept[0].tolist())
 
 
 P = [0.1, 0.4, 0.05, 0.3, 0.15]
@@ -26,13 +26,17 @@ def test_kept_sets_of_a_hand_computed_distribution():
     assert kept_ids(LOGITS, min_p=0.3) == {1, 3, 4}  # 0.3 * 0.4 = 0.12
     assert kept_ids(LOGITS, top_k=3, top_p=0.8) == {1, 3}  # of 0.85: 0.47 + 0.35 reach 0.8
     assert kept_ids(LOGITS, top_p=1e-9) == {1}
+    # of three equal ones, two reach 0.6: which two is open, how many is not
+    assert len(kept_ids([0.0, 0.0, 0.0], top_p=0.6)) == 2
+    assert len(kept_ids([0.0, 0.0, 0.0], top_k=2)) == 2
+    assert kept_ids([0.0, 0.0, 0.0], min_p=1.0) == {0, 1, 2}
 
 
 @pytest.mark.parametrize("filters", [{"top_p": 0.9}, {"min_p": 0.01}, {"top_p": 0.999, "min_p": 0.001}, {"top_k": 700}])
 def test_kept_sets_equal_the_definition_also_when_they_exceed_the_first_candidates(filters):
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(4, 5 * FIRST_CANDIDATES, generator=generator) * torch.tensor([[0.2], [1.0], [3.0], [8.0]])
-    _, ids, keep = kept_candidates(logits, Sampling(**filters))
+    kept = draw(logits.clone(), [0.1, 0.4, 0.6, 0.9], Sampling(**filters)).kept
     sizes = []
     for row in range(4):
         order = np.argsort(-logits[row].numpy(), kind="stable")[: filters.get("top_k") or None]
@@ -40,9 +44,23 @@ def test_kept_sets_equal_the_definition_also_when_they_exceed_the_first_candidat
         p /= p.sum()
         before = np.cumsum(p) - p
         wanted = (before < filters.get("top_p", 2)) & (p >= filters.get("min_p", 0) * p[0])
-        assert set(ids[row][keep[row]].tolist()) == set(order[wanted].tolist())
+        assert set(kept[row].tolist()) == set(order[wanted].tolist())
         sizes.append(wanted.sum())
     assert max(sizes) > FIRST_CANDIDATES
+
+
+def test_a_neighbour_that_needs_more_candidates_changes_nothing():
+    """Tied logits stand in an order that follows from the row alone, also when another row looks further."""
+    generator = torch.Generator().manual_seed(0)
+    tied = torch.randn(2, 20 * FIRST_CANDIDATES, generator=generator).mul(2).round()
+    peaked = tied[:1] * 4
+    flat = torch.zeros(3, tied.shape[1])
+    for u in (0.05, 0.5, 0.95):
+        alone = draw(peaked.clone(), [u], Sampling(top_p=0.6))
+        among = draw(torch.cat([flat, peaked]), [u] * 4, Sampling(top_p=0.6))
+        assert (alone.tokens_R[0], alone.logprobs_R[0]) == (among.tokens_R[3], among.logprobs_R[3])
+        assert alone.kept[0].tolist() == among.kept[3].tolist()
+        assert len(among.kept[0]) > FIRST_CANDIDATES >= len(alone.kept[0])
 
 
 @pytest.mark.parametrize("filters", [{}, {"top_k": 3}])

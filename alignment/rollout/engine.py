@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -19,10 +20,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from alignment.errors import UserError
 from alignment.packing import TreeLayout, use_tree_attention
 from alignment.rollout.cache import DecodeCache
+from alignment.rollout.products import LogitsHead, transposed_weights
 from alignment.rollout.sampling import Drawn, draw, random_stream
 from alignment.types import FinishReason, Prompt, Rollout, Sampling
 
 MAX_PREFILL_TOKENS = 8192
+FEW_STEPS = 32
+"""Completions at most this long do not repay a rearrangement of the weights."""
 
 
 @dataclass(slots=True)
@@ -68,7 +72,7 @@ class TransformersEngine:
     def load_weights(self, model: torch.nn.Module, step: int) -> None:
         """Stamp the coming rollouts with `step`; take over the weights when `model` is not the one sampled from."""
         self.policy_step = step
-        source = getattr(model, "model", model)
+        source = model if isinstance(model, (PreTrainedModel, PeftModel)) else getattr(model, "model", model)
         if source is not self.model:
             self.model.load_state_dict(source.state_dict())
 
@@ -78,24 +82,26 @@ class TransformersEngine:
 
         Raises UserError for an empty prompt and for one that leaves no room within the model's longest sequence.
         """
-        was_training = self.model.training
+        modes = {module: module.training for module in self.model.modules()}
         self.model.eval()
         try:
-            return self._generate(prompts, n, sampling, step)
+            with transposed_weights(self.base) if sampling.max_tokens > FEW_STEPS else nullcontext():
+                return self._generate(prompts, n, sampling, step)
         finally:
-            self.model.train(was_training)
+            for module, training in modes.items():
+                module.training = training
 
     def _generate(self, prompts, n: int, sampling: Sampling, step: int) -> list[list[Rollout]]:
         done: list[list[Rollout | None]] = [[None] * n for _ in prompts]
-        cache = DecodeCache()
+        cache, head = DecodeCache(), LogitsHead(self.base.get_output_embeddings())
         rows: list[Row] = []
         waiting = deque(self._jobs(prompts, n))
         while waiting or rows:
             admitted = self._admit(waiting, len(rows))
             if admitted:
-                rows += self._prefill(admitted, cache, sampling, step)
+                rows += self._prefill(admitted, cache, head, sampling, step)
             elif rows:
-                self._decode(rows, cache, sampling)
+                self._decode(rows, cache, head, sampling)
             # from the back, so that the row that moves into a gap has been looked at
             for place in range(len(rows) - 1, -1, -1):
                 row = rows[place]
@@ -150,7 +156,9 @@ class TransformersEngine:
         )
         return output.last_hidden_state.flatten(0, 1)
 
-    def _prefill(self, jobs: list[Job], cache: DecodeCache, sampling: Sampling, step: int) -> list[Row]:
+    def _prefill(
+        self, jobs: list[Job], cache: DecodeCache, head: LogitsHead, sampling: Sampling, step: int
+    ) -> list[Row]:
         """Prefill the prompts and draw the first token of each of their samples."""
         lengths = [len(job.prompt.token_ids) for job in jobs]
         ends = np.cumsum(lengths).tolist()
@@ -161,7 +169,7 @@ class TransformersEngine:
         layout = TreeLayout([(start, end, -1) for start, end in segments])
         hidden = self._forward(ids, positions, True, tree=layout, decode=cache)
         last = hidden[torch.tensor(ends, device=hidden.device) - 1]
-        logits = self.base.get_output_embeddings()(last)
+        logits = head(last)
         rows = []
         for job, slot in zip(jobs, slots, strict=True):
             for index in job.indices:
@@ -173,12 +181,12 @@ class TransformersEngine:
         self._draw(rows, logits.repeat_interleave(repeats, dim=0), sampling)
         return rows
 
-    def _decode(self, rows: list[Row], cache: DecodeCache, sampling: Sampling) -> None:
+    def _decode(self, rows: list[Row], cache: DecodeCache, head: LogitsHead, sampling: Sampling) -> None:
         """One more token for every row."""
         cache.begin_step(self.base.device)
         hidden = self._forward([row.token_ids[-1] for row in rows], cache.positions(), False, decode=cache)
         cache.end_step()
-        self._draw(rows, self.base.get_output_embeddings()(hidden), sampling)
+        self._draw(rows, head(hidden), sampling)
 
     def _draw(self, rows: list[Row], logits: torch.Tensor, sampling: Sampling) -> None:
         uniforms = [row.stream.random() for row in rows]

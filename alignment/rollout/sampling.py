@@ -16,6 +16,7 @@ from alignment.types import Sampling
 
 BLOCK = 256
 FIRST_CANDIDATES = 256
+MORE_CANDIDATES = 16
 
 
 def random_stream(seed: int, step: int, prompt_id: str, index: int) -> np.random.Generator:
@@ -85,49 +86,52 @@ def _invert(weights_RV: torch.Tensor, uniforms_R: torch.Tensor) -> tuple[torch.T
     return (block * BLOCK + place)[:, 0], totals
 
 
-def _draw_truncated(logits_RV: torch.Tensor, uniforms: torch.Tensor, sampling: Sampling) -> Drawn:
-    values, ids, keep = kept_candidates(logits_RV, sampling)
+def _draw_truncated(
+    logits_RV: torch.Tensor, uniforms: torch.Tensor, sampling: Sampling, count: int = FIRST_CANDIDATES
+) -> Drawn:
+    """Draws among the `count` largest logits; rows which these do not decide draw again among more, so how many a row
+    looks at follows from its own logits alone."""
+    values, ids, keep, decided = kept_candidates(logits_RV, sampling, count)
     log_softmax = values.masked_fill(~keep, float("-inf")).log_softmax(-1)
     cumulative = log_softmax.exp().cumsum(-1)
     # the candidates are sorted, so what is kept comes first and the last kept one catches rounding
     last = keep.sum(-1, keepdim=True) - 1
     place = torch.searchsorted(cumulative, uniforms[:, None] * cumulative[:, -1:], right=True).minimum(last)
-    tokens = ids.gather(1, place)[:, 0]
-    logprobs = log_softmax.gather(1, place)[:, 0]
+    tokens = ids.gather(1, place)[:, 0].tolist()
+    logprobs = log_softmax.gather(1, place)[:, 0].tolist()
     ids_list, counts = ids.to(torch.int32).cpu().numpy(), (last[:, 0] + 1).tolist()
-    return Drawn(tokens.tolist(), logprobs.tolist(), [ids_list[r, :n].copy() for r, n in enumerate(counts)])
+    kept = [ids_list[r, :n].copy() for r, n in enumerate(counts)]
+    again = [r for r, sure in enumerate(decided.tolist()) if not sure]
+    if again:
+        more = _draw_truncated(logits_RV[again], uniforms[again], sampling, MORE_CANDIDATES * count)
+        for place_of_row, r in enumerate(again):
+            tokens[r], logprobs[r] = more.tokens_R[place_of_row], more.logprobs_R[place_of_row]
+            kept[r] = more.kept[place_of_row]  # type: ignore[index]
+    return Drawn(tokens, logprobs, kept)
 
 
-def kept_candidates(logits_RV: torch.Tensor, sampling: Sampling) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Sorted candidate logits [R, K], their token ids, and which are kept (always a non-empty head of each row).
+def kept_candidates(
+    logits_RV: torch.Tensor, sampling: Sampling, count: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The `count` (at least top_k) largest logits [R, K] in order, their token ids, which are kept (a non-empty head of
+    each row), and [R] whether all further ones are certain to be cut off.
 
     top_k keeps the k largest; top_p, over what is left renormalised, the fewest whose probabilities reach p; min_p
-    tokens with at least that share of the largest probability. The head of the vocabulary is sorted first, all of it
-    only when the head does not decide.
+    tokens with at least that share of the largest probability.
     """
     vocabulary = logits_RV.shape[1]
-    count = min(vocabulary, sampling.top_k or FIRST_CANDIDATES)
-    values, ids = logits_RV.topk(count)
-    keep, decided = _filter(values, logits_RV, sampling)
-    if count < vocabulary and not sampling.top_k and not decided:
-        values, ids = logits_RV.sort(-1, descending=True)
-        keep, _ = _filter(values, logits_RV, sampling)
-    return values, ids, keep
-
-
-def _filter(values: torch.Tensor, logits_RV: torch.Tensor, sampling: Sampling) -> tuple[torch.Tensor, bool]:
-    """Which of the sorted candidates stay, and whether further ones would certainly be cut off."""
+    values, ids = logits_RV.topk(min(vocabulary, sampling.top_k or count))
     pool = values if sampling.top_k else logits_RV
     probabilities = (values - pool.logsumexp(-1, keepdim=True)).exp()
     keep = torch.ones_like(values, dtype=torch.bool)
-    last_cut = torch.zeros(len(values), dtype=torch.bool, device=values.device)
+    decided = torch.full_like(keep[:, 0], bool(sampling.top_k) or values.shape[1] == vocabulary)
     if sampling.top_p < 1:
         cumulative = probabilities.cumsum(-1)
         keep &= cumulative - probabilities < sampling.top_p
-        last_cut |= cumulative[:, -1] >= sampling.top_p
+        decided |= cumulative[:, -1] >= sampling.top_p
     if sampling.min_p > 0:
         enough = probabilities >= sampling.min_p * probabilities[:, :1]
         keep &= enough
-        last_cut |= ~enough[:, -1]
+        decided |= ~enough[:, -1]
     keep[:, 0] = True
-    return keep, bool(last_cut.all())
+    return values, ids, keep, decided
