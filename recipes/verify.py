@@ -130,12 +130,12 @@ def show(results: list[Judged], ks: Sequence[int]) -> dict[str, Any]:
     if len(domains) > 1:
         lines |= {name: summarise(part, ks) for name, part in sorted(domains.items())}
     table = Table(title="pass rates, 95 % intervals clustered by problem")
-    for column in ("domain", *(f"pass@{k}" for k in ks), "unparsed", "timeout", "error", "cut off", "problems"):
+    shares = [s for s in ("unparsed", "timeout", "error", "truncated") if any(line[s] for line in lines.values())]
+    for column in ("domain", *(f"pass@{k}" for k in ks), *shares, "problems"):
         table.add_column(column, justify="left" if column == "domain" else "right")
     for name, line in lines.items():
         rates = ["{:.1%} [{:.1%}, {:.1%}]".format(*line[f"pass@{k}"]) for k in ks]
-        shares = [f"{line[status]:.1%}" for status in ("unparsed", "timeout", "error", "truncated")]
-        table.add_row(name, *rates, *shares, str(line["problems"]))
+        table.add_row(name, *rates, *(f"{line[share]:.1%}" for share in shares), str(line["problems"]))
     Console().print(table)
     return lines["all"]
 

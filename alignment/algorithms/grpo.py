@@ -111,7 +111,8 @@ class Grpo:
             add_logprobs(self.policy, trees, "old_logprobs", self.max_tokens, self.sampling.temperature)
         rollouts = [r for g in groups for r in g]
         stats |= _rollout_stats(rollouts, rewards_PG, flat_P)
-        return Episode(self._batches(trees, flat_P, step), stats, [_sample_record(r) for r in rollouts])
+        one_per_group_first = [r for column in zip(*groups, strict=True) for r in column]
+        return Episode(self._batches(trees, flat_P, step), stats, [_sample_record(r) for r in one_per_group_first])
 
     def _sample(self, step: int) -> tuple[list[list[Rollout]], dict[str, Any]]:
         """Groups of this rank, scored. Groups without signal are replaced while the budget of extra prompts lasts."""

@@ -28,7 +28,7 @@ def transposed_weights(model: nn.Module) -> Iterator[None]:
     """Inside the block linear weights lie in memory input by input: the same values, read 1.1 to 2 times faster by a
     product of few rows. They are copied on entry, so the block costs their memory once more and sees the weights of
     that moment; afterwards the parameters are what they were."""
-    originals: list[tuple[nn.Parameter, torch.Tensor]] = []
+    originals: list[tuple[torch.Tensor, torch.Tensor]] = []
     try:
         for module in model.modules():
             if _is_plain(module) and module.weight.is_contiguous():

@@ -54,7 +54,7 @@ def prepare(folder: Path, seed: int) -> None:
 def measure(folder: Path, model: Path, seed: int) -> dict[str, Any]:
     """Held-out pass rate of a model, by the recipe users measure with."""
     arguments = ["--model_name_or_path", str(model), "--dataset", str(folder / "data" / "heldout.jsonl")]
-    arguments += ["--verifier", "math", "--samples", str(HELDOUT_SAMPLES), "--max_tokens", "96"]
+    arguments += ["--verifier", "math", "--samples", str(HELDOUT_SAMPLES), "--k", "1", "--max_tokens", "96"]
     return recipes.verify.main([*arguments, "--seed", str(seed), "--max_rows_in_flight", "128"])
 
 
@@ -108,8 +108,8 @@ def main() -> None:
         recipes.grpo.main(["--config", str(HERE / "grpo.yaml"), *paths, "--seed", str(seed)])
 
     stages = [
-        stage(folder, "base", "random weights", None, seed),
-        stage(folder, "sft", "SFT cold start", sft, seed),
+        stage(folder, "base", "base", None, seed),
+        stage(folder, "sft", "SFT", sft, seed),
         stage(folder, "grpo", "GRPO", grpo, seed),
     ]
     summary = {"stages": stages, "seed": seed}
