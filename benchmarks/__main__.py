@@ -1,0 +1,87 @@
+"""`python -m benchmarks [--only sft] [--case "tiny fixed"] [--threads 2]`: measures and writes the tables.
+
+Results go to benchmarks/results/*.json as soon as a part is done, and from there into docs/performance.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import platform
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from benchmarks.roofline import matmul_gflops
+from benchmarks.sides import ROOT, cores, wait_until_quiet
+from benchmarks.tables import fill, read_results
+
+PARTS = ("sft", "grpo", "head", "growth", "rollout")
+RESULTS = Path(__file__).parent / "results"
+DOCUMENT = ROOT / "docs" / "performance.md"
+PACKAGES = ("torch", "transformers", "trl", "accelerate")
+
+
+def processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [
+            line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
+        ]
+        return names[0] if names else platform.machine()
+    return platform.processor() or platform.machine()
+
+
+def describe(threads: int) -> dict[str, Any]:
+    """The machine, the versions and the product rates that this run's figures are held against."""
+    return {
+        "processor": processor(),
+        "threads": threads,
+        "memory_gb": round(psutil.virtual_memory().total / 2**30),
+        "python": platform.python_version(),
+        **{name: version(name) for name in PACKAGES},
+        "matmul_gflops": matmul_gflops(threads),
+    }
+
+
+def flat(machine: dict[str, Any]) -> dict[str, Any]:
+    rates = {f"{name} product, GFLOP/s": round(rate) for name, rate in machine["matmul_gflops"].items()}
+    return {name: value for name, value in machine.items() if name != "matmul_gflops"} | rates
+
+
+def write(name: str, content: dict[str, Any]) -> None:
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
+    parser.add_argument("--only", choices=PARTS, action="append", help="measure these parts only")
+    parser.add_argument("--case", default="", help="measure the cases whose name contains this")
+    parser.add_argument("--threads", type=int, default=cores())
+    parser.add_argument("--tables", action="store_true", help="measure nothing, write the tables from the results")
+    arguments = parser.parse_args()
+    if not arguments.tables:
+        measure(arguments.only or list(PARTS), arguments.case, arguments.threads)
+    DOCUMENT.write_text(fill(DOCUMENT.read_text(), read_results(RESULTS)))
+
+
+def measure(parts: list[str], case: str, threads: int) -> None:
+    if not wait_until_quiet():
+        print("other programs are using the machine: figures taken now are marked", flush=True)
+    machine = describe(threads)
+    write("machine", flat(machine))
+    for part in parts:
+        start = time.monotonic()
+        print(f"{part} …", flush=True)
+        cases = importlib.import_module(f"benchmarks.bench_{part}").run(threads, case)
+        write(part, {"machine": machine, "cases": cases})
+        print(f"{part}: {time.monotonic() - start:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,149 @@
+"""Turns results/*.json into the tables of docs/performance.md.
+
+A table stands between `<!-- table: NAME -->` and `<!-- end -->`; `fill` replaces what is between.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+DASH = "–"
+
+
+def fill(document: str, results: dict[str, dict[str, Any]]) -> str:
+    """The document with every table made anew whose results exist. Raises KeyError for an unknown table."""
+
+    def table(match: re.Match) -> str:
+        name = match[1]
+        make = TABLES[name]
+        if name not in results:
+            return match[0]
+        return f"<!-- table: {name} -->\n{make(results[name])}\n<!-- end -->"
+
+    return re.sub(r"<!-- table: (\S+) -->\n.*?<!-- end -->", table, document, flags=re.DOTALL)
+
+
+def read_results(folder: Path) -> dict[str, dict[str, Any]]:
+    return {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+
+
+def markdown(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def ratio(theirs: float, ours: float) -> str:
+    return f"{theirs / ours:.1f}×"
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.2f}" if value < 10 else f"{value:.1f}"
+
+
+def _gigabytes(megabytes: float) -> str:
+    return f"{megabytes / 1024:.2f}"
+
+
+def _share(case: dict, side: dict, machine: dict) -> str:
+    """Useful work per second over the rate of a large product in the type that was trained in."""
+    dtype = "bfloat16" if "bf16" in case["name"] else "float32"
+    if "default" in case["name"]:
+        return DASH
+    return f"{case['useful_flops'] / side['seconds'] / 1e9 / machine['matmul_gflops'][dtype]:.0%}"
+
+
+def _name(case: dict, side: str) -> str:
+    disturbed = " (other load)" if case["sides"][side].get("disturbed") else ""
+    return ("**ours**" if side == "ours" else f"TRL {side}") + disturbed
+
+
+def steps_table(result: dict) -> str:
+    """One line per side: time, CPU time, share of the matmul rate, memory, and how much more TRL needs."""
+    rows = []
+    for case in result["cases"]:
+        ours = case["sides"]["ours"]
+        for i, (name, side) in enumerate(case["sides"].items()):
+            rows.append(
+                [
+                    case["name"] if i == 0 else "",
+                    _name(case, name),
+                    _seconds(side["seconds"]),
+                    _seconds(side["cpu_seconds"]),
+                    _share(case, side, result["machine"]),
+                    _gigabytes(side["peak_mb"]),
+                    _gigabytes(side["working_mb"]),
+                    "" if i == 0 else ratio(side["seconds"], ours["seconds"]),
+                    "" if i == 0 else ratio(side["peak_mb"], ours["peak_mb"]),
+                ]
+            )
+    head = ["work", "side", "s/step", "CPU s", "of matmul rate", "peak GB", "working GB", "time", "memory"]
+    return markdown(head, rows)
+
+
+def grpo_table(result: dict) -> str:
+    """The steps table with its phases."""
+    rows = []
+    for case in result["cases"]:
+        ours = case["sides"]["ours"]
+        for i, (name, side) in enumerate(case["sides"].items()):
+            phases = [side["phases"][p] for p in ("generation", "scoring", "training")]
+            rows.append(
+                [
+                    case["name"] if i == 0 else "",
+                    _name(case, name),
+                    _seconds(side["seconds"]),
+                    *[_seconds(p) if p >= 0.005 else DASH for p in phases],
+                    _seconds(side["cpu_seconds"]),
+                    _share(case, side, result["machine"]),
+                    _gigabytes(side["peak_mb"]),
+                    "" if i == 0 else ratio(side["seconds"], ours["seconds"]),
+                    "" if i == 0 else ratio(side["phases"]["training"], ours["phases"]["training"]),
+                    "" if i == 0 else ratio(side["peak_mb"], ours["peak_mb"]),
+                ]
+            )
+    head = ["work", "side", "s/step", "generation", "scoring", "training", "CPU s", "of matmul rate", "peak GB"]
+    return markdown([*head, "time", "training", "memory"], rows)
+
+
+def head_table(result: dict) -> str:
+    rows = []
+    for case in result["cases"]:
+        for i, (name, side) in enumerate(case["sides"].items()):
+            share = _share(case, side, result["machine"])
+            values = [_seconds(side["seconds"]), _seconds(side["cpu_seconds"]), share, f"{side['extra_mb']:.0f}"]
+            rows.append([case["name"] if i == 0 else "", name, *values])
+    return markdown(["work", "way", "s", "CPU s", "of matmul rate", "extra MiB"], rows)
+
+
+def growth_table(result: dict) -> str:
+    """Seconds and working memory of each side as one quantity grows."""
+    rows, before = [], ""
+    for case in result["cases"]:
+        cells = []
+        for side in case["sides"].values():
+            cells += [_seconds(side["seconds"]), _gigabytes(side["working_mb"])]
+        sides = case["sides"]
+        cells += [ratio(sides[name]["seconds"], sides["ours"]["seconds"]) for name in sides if name != "ours"]
+        rows.append([case["what"] if case["what"] != before else "", f"{case['value']:,}", *cells])
+        before = case["what"]
+    names = list(result["cases"][0]["sides"])
+    head = ["grows", "value"] + [f"{name} {unit}" for name in names for unit in ("s", "GB")]
+    return markdown(head + [f"time, {name}" for name in names if name != "ours"], rows)
+
+
+def machine_table(result: dict) -> str:
+    rows = [[name, str(value)] for name, value in result.items()]
+    return markdown(["machine", "value"], rows)
+
+
+TABLES: dict[str, Callable[[dict], str]] = {
+    "sft": steps_table,
+    "grpo": grpo_table,
+    "head": head_table,
+    "growth": growth_table,
+    "machine": machine_table,
+}
