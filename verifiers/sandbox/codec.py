@@ -75,12 +75,12 @@ def _library_base(value: Any, kind: type) -> tuple[Any] | None:
         return None
     for plain in (int, float, str, bytes):
         if isinstance(value, plain):
-            return (plain.__new__(plain, value),)
+            return (plain.__new__(plain, value),)  # type: ignore[arg-type]
     if isinstance(value, dict):
         return (dict(dict.items(value)),)
     for holder in (list, set, frozenset):
         if isinstance(value, holder):
-            return (holder(holder.__iter__(value)),)  # type: ignore[call-overload]
+            return (holder(holder.__iter__(value)),)  # type: ignore[arg-type]
     return None
 
 

@@ -127,6 +127,10 @@ class Backend(Protocol):
     @property
     def tier(self) -> str: ...
 
+    def find(self, tool: str) -> str | None:
+        """The path of an executable that jails can run, None when there is none."""
+        ...
+
     def run(self, job: Job) -> Outcome:
         """Run one job. Raises SandboxError when the backend itself does not work."""
         ...

@@ -31,6 +31,7 @@ from _jail import template
 template.main(sys.argv[2])
 """
 _START_TIMEOUT_S = 60.0
+_PATH = "/usr/local/bin:/usr/bin:/bin"
 _MESSAGES: dict[str, str] = {
     "wall_time": "ran longer than {0.wall_s:g} s",
     "cpu_time": "used more than {0.cpu_s:g} s of processor time",
@@ -74,7 +75,11 @@ class Sandbox:
         if unknown := set(_off) - jail.SWITCHES:
             raise ValueError(f"unknown protections {sorted(unknown)}")
         self.workers = workers or len(os.sched_getaffinity(0))
-        self._config = {"modules": list(modules), "extra": [os.path.realpath(p) for p in paths], "off": list(_off)}
+        self._config: dict[str, Any] = {
+            "modules": list(modules),
+            "extra": [os.path.realpath(p) for p in paths],
+            "off": list(_off),
+        }
         self._config["slots"] = 2 * self.workers
         self._free = threading.BoundedSemaphore(self.workers)
         self._lock = threading.Lock()
@@ -97,6 +102,9 @@ class Sandbox:
         """End the template and all its jails."""
         with self._lock:
             self._stop()
+
+    def find(self, tool: str) -> str | None:
+        return shutil.which(tool, path=_PATH)
 
     def run(self, job: Job) -> Outcome:
         return self._run([job])[0]
@@ -133,7 +141,7 @@ class Sandbox:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             pass_fds=[theirs.fileno()],
-            env={"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8", "PYTHONHASHSEED": "0"},
+            env={"PATH": _PATH, "LANG": "C.UTF-8", "PYTHONHASHSEED": "0"},
             cwd="/",
             start_new_session=True,
         )

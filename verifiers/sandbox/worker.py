@@ -89,9 +89,10 @@ def put_stdin(text: str) -> None:
 
 def _open_streams() -> None:
     """Fresh text streams over the jail's descriptors; the template's own are not used."""
-    sys.stdin = sys.__stdin__ = os.fdopen(jail.STDIN, encoding="utf-8", errors="surrogateescape")
-    sys.stdout = sys.__stdout__ = os.fdopen(jail.STDOUT, "w", encoding="utf-8", errors="surrogateescape")
-    sys.stderr = sys.__stderr__ = os.fdopen(jail.STDERR, "w", encoding="utf-8", errors="backslashreplace")
+    sys.stdin = os.fdopen(jail.STDIN, encoding="utf-8", errors="surrogateescape")
+    sys.stdout = os.fdopen(jail.STDOUT, "w", encoding="utf-8", errors="surrogateescape")
+    sys.stderr = os.fdopen(jail.STDERR, "w", encoding="utf-8", errors="backslashreplace")
+    sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr  # type: ignore[misc]
 
 
 def _module(name: str) -> dict[str, Any]:
@@ -156,5 +157,5 @@ def _tests(payload: dict[str, Any]) -> None:
 
 def unpack_files(files: dict[str, str]) -> None:
     for name, content in files.items():
-        with open(name, "wb") as file:
+        with open(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o700), "wb") as file:
             file.write(base64.b64decode(content))
