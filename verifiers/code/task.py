@@ -134,10 +134,10 @@ def _cases(row: Mapping[str, Any]) -> tuple[tuple[list[Any], dict[str, Any], Any
 
 
 def _stdio(row: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
-    pairs = []
+    pairs: list[tuple[str, str]] = []
     for number, case in enumerate(_sequence(row, "stdio")):
-        texts = [case.get(k) for k in ("stdin", "stdout")] if isinstance(case, Mapping) else [None]
-        if not all(isinstance(t, str) for t in texts):
+        stdin, stdout = (case.get("stdin"), case.get("stdout")) if isinstance(case, Mapping) else (None, None)
+        if not isinstance(stdin, str) or not isinstance(stdout, str):
             raise RowError(f"'stdio'[{number}] needs the strings 'stdin' and 'stdout'")
-        pairs.append((texts[0], texts[1]))
+        pairs.append((stdin, stdout))
     return tuple(pairs)

@@ -75,7 +75,7 @@ def _library_base(value: Any, kind: type) -> tuple[Any] | None:
         return None
     for plain in (int, float, str, bytes):
         if isinstance(value, plain):
-            return (plain.__new__(plain, value),)  # type: ignore[arg-type]
+            return (plain.__new__(plain, value),)  # type: ignore[type-var, arg-type]
     if isinstance(value, dict):
         return (dict(dict.items(value)),)
     for holder in (list, set, frozenset):

@@ -39,7 +39,9 @@ def _execute(argv: list[str]) -> None:
     for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores these; programs expect the default
         signal.signal(number, signal.SIG_DFL)
     try:
-        os.execvpe(argv[0], argv, dict(os.environ))
+        path = os.path.realpath(shutil.which(argv[0]) or argv[0])
+        # The loader finds libraries beside a program through /proc or, without it, through this variable.
+        os.execve(path, argv, {**os.environ, "LD_ORIGIN_PATH": os.path.dirname(path)})
     except OSError as error:
         sys.stderr.write(f"cannot execute {argv[0]}: {error}\n")
         sys.stderr.flush()

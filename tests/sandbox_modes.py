@@ -1,0 +1,95 @@
+"""Ways to run the sandbox in tests: each tier, as this user and, when this is root, as an ordinary one."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+
+from verifiers.sandbox import Job, Outcome, Sandbox, SandboxError
+
+NOBODY = 65534
+MODES = ("namespaces", "flat", "namespaces-as-nobody", "flat-as-nobody")
+_DRIVER = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+from verifiers.sandbox import Job, Sandbox, SandboxError
+try:
+    sandbox = Sandbox(sys.argv[2], workers=1)
+except SandboxError as error:
+    print(json.dumps(str(error)), flush=True)
+    raise SystemExit
+print(json.dumps(""), flush=True)
+for line in sys.stdin:
+    jobs = [Job.from_json(job) for job in json.loads(line)]
+    outcomes = [sandbox.run(jobs[0])] if len(jobs) == 1 else sandbox.run_pair(*jobs)
+    print(json.dumps([outcome.to_json() for outcome in outcomes]), flush=True)
+sandbox.close()
+"""
+
+
+class AsNobody:
+    """A sandbox run by an ordinary user, in a process of its own that speaks JSON lines."""
+
+    def __init__(self, tier: str) -> None:
+        self.tier = tier
+        self.lock = threading.Lock()
+        self.home = tempfile.mkdtemp()
+        os.chmod(self.home, 0o755)
+        package = Path(sys.modules["verifiers"].__file__ or "").parent
+        shutil.copytree(package, Path(self.home, "verifiers"), ignore=shutil.ignore_patterns("__pycache__"))
+        command = [reachable_python(), "-c", _DRIVER, self.home, tier]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        self.process = subprocess.Popen(
+            command, user=NOBODY, group=NOBODY, extra_groups=[], cwd="/", text=True, **pipes
+        )  # type: ignore[call-overload]
+        refusal = json.loads(self.process.stdout.readline() or '"the driver did not start"')
+        if refusal:
+            self.close()
+            raise SandboxError(refusal)
+
+    def _ask(self, jobs: list[Job]) -> list[Outcome]:
+        with self.lock:
+            self.process.stdin.write(json.dumps([job.to_json() for job in jobs]) + "\n")
+            self.process.stdin.flush()
+            return [Outcome.from_json(data) for data in json.loads(self.process.stdout.readline())]
+
+    def find(self, tool: str) -> str | None:
+        return shutil.which(tool)
+
+    def run(self, job: Job) -> Outcome:
+        return self._ask([job])[0]
+
+    def run_pair(self, serve: Job, tests: Job) -> tuple[Outcome, Outcome]:
+        first, second = self._ask([serve, tests])
+        return first, second
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.wait(20)
+        self.process.stdout.close()
+        shutil.rmtree(self.home, ignore_errors=True)
+
+
+def reachable_python() -> str:
+    """An interpreter that an ordinary user can execute."""
+    for candidate in (getattr(sys, "_base_executable", sys.executable), "/usr/bin/python3", "/usr/local/bin/python3"):
+        path = os.path.realpath(candidate)
+        if os.path.exists(path) and all(os.stat(p).st_mode & 1 for p in [path, *map(str, Path(path).parents)]):
+            return path
+    raise SandboxError("no interpreter that an ordinary user can execute")
+
+
+def open_mode(mode: str) -> Sandbox | AsNobody:
+    """Raises SandboxError when this machine or user cannot offer the mode."""
+    tier, _, as_nobody = mode.partition("-")
+    if not as_nobody:
+        return Sandbox(tier, workers=1)
+    if os.geteuid() != 0:
+        raise SandboxError("only root can become another user")
+    return AsNobody(tier)
