@@ -14,7 +14,8 @@ from pathlib import Path
 from verifiers.sandbox import Job, Outcome, Sandbox, SandboxError
 
 NOBODY = 65534
-MODES = ("namespaces", "flat", "namespaces-as-nobody", "flat-as-nobody")
+# "own users": root in `flat` with an interpreter that all can read, so that every slot has a user of its own
+MODES = ("namespaces", "flat", "namespaces-as-nobody", "flat-as-nobody", "flat-with-own-users")
 _DRIVER = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
@@ -33,10 +34,10 @@ sandbox.close()
 """
 
 
-class AsNobody:
-    """A sandbox run by an ordinary user, in a process of its own that speaks JSON lines."""
+class Driver:
+    """A sandbox run by another user, in a process of its own that speaks JSON lines."""
 
-    def __init__(self, tier: str) -> None:
+    def __init__(self, tier: str, user: int) -> None:
         self.tier = tier
         self.lock = threading.Lock()
         self.home = tempfile.mkdtemp()
@@ -45,9 +46,7 @@ class AsNobody:
         shutil.copytree(package, Path(self.home, "verifiers"), ignore=shutil.ignore_patterns("__pycache__"))
         command = [reachable_python(), "-c", _DRIVER, self.home, tier]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        self.process = subprocess.Popen(
-            command, user=NOBODY, group=NOBODY, extra_groups=[], cwd="/", text=True, **pipes
-        )  # type: ignore[call-overload]
+        self.process = subprocess.Popen(command, user=user, group=user, extra_groups=[], cwd="/", text=True, **pipes)  # type: ignore[call-overload]
         refusal = json.loads(self.process.stdout.readline() or '"the driver did not start"')
         if refusal:
             self.close()
@@ -85,11 +84,11 @@ def reachable_python() -> str:
     raise SandboxError("no interpreter that an ordinary user can execute")
 
 
-def open_mode(mode: str) -> Sandbox | AsNobody:
+def open_mode(mode: str) -> Sandbox | Driver:
     """Raises SandboxError when this machine or user cannot offer the mode."""
-    tier, _, as_nobody = mode.partition("-")
-    if not as_nobody:
+    tier, _, who = mode.partition("-")
+    if not who:
         return Sandbox(tier, workers=1)
     if os.geteuid() != 0:
         raise SandboxError("only root can become another user")
-    return AsNobody(tier)
+    return Driver(tier, NOBODY if who == "as-nobody" else 0)

@@ -139,6 +139,7 @@ def test_nothing_is_left_behind(tier):
         time.sleep(0.1)  # the template reports first and closes then
         assert len(os.listdir(f"/proc/{template}/fd")) == template_files
         work = sandbox._work
+        assert (tier == "flat") == bool(work)
         assert [name for _, _, names in os.walk(work) for name in names] == []
     assert not os.path.exists(work) and not os.path.exists(f"/proc/{template}")
 

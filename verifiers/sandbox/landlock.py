@@ -34,8 +34,8 @@ def version() -> int:
 def create_ruleset(allowed: Sequence[tuple[str, int]]) -> int:
     """A descriptor of a rule set that denies everything but `allowed`, pairs of (path, access rights).
 
-    A rule on a mount point covered by a later mount has no effect below; put it on the parent. Missing paths are
-    skipped.
+    A rule on a mount point covered by a later mount has no effect below; put it on the parent. Paths that
+    are missing or out of reach get no rule, and so stay closed.
     """
     found = version()
     if not found:
@@ -45,7 +45,7 @@ def create_ruleset(allowed: Sequence[tuple[str, int]]) -> int:
     size = 24 if found >= 6 else 16 if found >= 4 else 8
     ruleset = kernel.syscall("landlock_create_ruleset", attributes, size, 0)
     for path, rights in allowed:
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError, PermissionError):
             _allow(ruleset, path, rights & handled)
     return ruleset
 

@@ -60,8 +60,8 @@ class Sandbox:
 
     tier: "namespaces" or "flat"; None takes the best that works here. Raises SandboxError when none (or not the one
     asked for) works; it never runs code with less than a whole tier.
-    modules: import these once in the template, for programs that need them (numpy, sympy); paths: further read-only
-    paths that jails may see, such as the directory these are installed in.
+    modules: import these once in the template, for programs that need them (numpy, sympy).
+    paths: further directories that jails may read and import from, such as the one these modules are installed in.
     """
 
     def __init__(
@@ -130,7 +130,9 @@ class Sandbox:
         if tier not in TIERS:
             raise ValueError(f"unknown sandbox tier {tier!r}; choose from {', '.join(TIERS)}")
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._work = tempfile.mkdtemp(prefix="sandbox-", dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None)
+        self._work = ""
+        if tier == "flat" or self._config["off"]:
+            self._work = tempfile.mkdtemp(prefix="sandbox-", dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None)
         config = json.dumps({**self._config, "tier": tier, "work": self._work})
         # sys._base_executable: the interpreter without the virtual environment's packages.
         python = getattr(sys, "_base_executable", None) or sys.executable
@@ -141,7 +143,13 @@ class Sandbox:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             pass_fds=[theirs.fileno()],
-            env={"PATH": _PATH, "LANG": "C.UTF-8", "PYTHONHASHSEED": "0"},
+            env={
+                "OMP_NUM_THREADS": "1",
+                "OPENBLAS_NUM_THREADS": "1",
+                "PATH": _PATH,
+                "LANG": "C.UTF-8",
+                "PYTHONHASHSEED": "0",
+            },
             cwd="/",
             start_new_session=True,
         )
@@ -174,7 +182,8 @@ class Sandbox:
         if self._process.stderr:
             self._process.stderr.close()
         self._process = None
-        shutil.rmtree(self._work, ignore_errors=True)
+        if self._work:
+            shutil.rmtree(self._work, ignore_errors=True)
 
     def _ready_control(self) -> socket.socket:
         """The template's socket, after a restart if this is a forked copy or the template has ended."""
@@ -191,6 +200,8 @@ class Sandbox:
     def _run(self, jobs: list[Job]) -> list[Outcome]:
         if self._tier == "flat" and any(job.processes for job in jobs):
             raise SandboxError("a job that starts processes needs the namespaces tier; this machine offers flat only")
+        if self._owner != os.getpid():  # another thread may have held these at the fork
+            self._lock, self._free = threading.Lock(), threading.BoundedSemaphore(self.workers)
         with self._free:
             control = self._ready_control()
             status, readings = _send(control, self._lock, jobs)
@@ -243,16 +254,19 @@ def _send(control: socket.socket, lock: threading.Lock, jobs: list[Job]) -> tupl
 
 
 def _read_all(status: socket.socket, readings: list[_Reading]) -> None:
-    """Until every job has been reported and its pipes are empty. A job that prints too much is killed."""
+    """Until every job has been reported and its pipes are empty. A job that prints too much is killed.
+
+    Their end is not waited for: a process that the host forked meanwhile may hold a copy of the writing end.
+    """
     poller = select.poll()
     poller.register(status, select.POLLIN)
     owner = {fd: (index, reading) for index, reading in enumerate(readings) for fd in reading.ends}
     for fd in owner:
         poller.register(fd, select.POLLIN)
-    open_ends, reports = set(owner), 0
+    reports = 0
     longest = max(r.job.limits.wall_s for r in readings)
     deadline = time.monotonic() + longest + 60.0
-    while open_ends or reports < len(readings):
+    while reports < len(readings):
         for fd, _ in poller.poll(1000):
             if fd == status.fileno():
                 message = status.recv(1 << 16)
@@ -261,18 +275,21 @@ def _read_all(status: socket.socket, readings: list[_Reading]) -> None:
                 report = json.loads(message)
                 readings[report["index"]].report.update(report)
                 reports += "code" in report
-                if reports == len(readings):
-                    poller.unregister(status)
             elif not _read_end(fd, *owner[fd], status):
                 poller.unregister(fd)
-                open_ends.discard(fd)
         if time.monotonic() > deadline:
             raise SandboxError("the sandbox's template does not answer")
+    for fd, (index, reading) in owner.items():
+        while _read_end(fd, index, reading, status):
+            pass
 
 
 def _read_end(fd: int, index: int, reading: _Reading, status: socket.socket) -> bool:
-    """Read what there is; False at the end of the stream."""
-    part = os.read(fd, 1 << 18)
+    """Read what there is; False when that is nothing."""
+    try:
+        part = os.read(fd, 1 << 18)
+    except BlockingIOError:
+        return False
     if not part:
         return False
     room = int(reading.job.limits.output_mb * (1 << 20)) - reading.sizes

@@ -155,6 +155,9 @@ class Template:
         if self.place.tier == "flat":
             for work in self.place.work:
                 watch.empty(work)
+                os.rmdir(work)
+            with contextlib.suppress(OSError):  # the host has been faster
+                os.rmdir(os.path.dirname(self.place.work[0]))
 
 
 def fork_jail(
@@ -214,6 +217,7 @@ def main(config_text: str) -> None:
     moved = socket.socket(fileno=os.dup(control.fileno()))
     control.close()
     try:
+        sys.path += config["extra"]
         for name in config["modules"]:
             __import__(name)
         worker.preload()
