@@ -221,7 +221,7 @@ _MOVE_CONTROL = "import os, sys; os.dup2(int(sys.argv[3]), 3)"
 def _send(control: socket.socket, lock: threading.Lock, jobs: list[Job]) -> tuple[socket.socket, list[_Reading]]:
     status, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     header, fds, readings = [], [theirs.fileno()], []
-    peers: Sequence[socket.socket] = socket.socketpair() if len(jobs) == 2 else ()
+    peers = [end.detach() for end in socket.socketpair()] if len(jobs) == 2 else []
     for index, job in enumerate(jobs):
         payload = os.memfd_create("payload", os.MFD_CLOEXEC)
         with open(payload, "wb", closefd=False) as file:
@@ -230,7 +230,7 @@ def _send(control: socket.socket, lock: threading.Lock, jobs: list[Job]) -> tupl
         err, err_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         for fd in (out_write, err_write):
             os.set_blocking(fd, True)
-        fds += [payload, out_write, err_write, *(p.fileno() for p in peers[index : index + 1])]
+        fds += [payload, out_write, err_write, *peers[index : index + 1]]
         spec = job.to_json()
         del spec["payload"]
         header.append({**spec, "peer": bool(peers)})
@@ -245,11 +245,8 @@ def _send(control: socket.socket, lock: threading.Lock, jobs: list[Job]) -> tupl
         raise SandboxError(f"the sandbox's template is gone: {error}") from error
     finally:
         theirs.close()
-        for peer in peers:
-            peer.close()
         for fd in fds[1:]:
-            with contextlib.suppress(OSError):
-                os.close(fd)
+            os.close(fd)
     return status, readings
 
 

@@ -78,6 +78,7 @@ class Template:
         if not header:
             return False
         group = Group(socket.socket(fileno=fds.pop(0)))
+        group.status.setblocking(False)
         for index, spec in enumerate(json.loads(header)):
             count = 4 if spec["peer"] else 3
             mine, fds = fds[:count], fds[count:]
@@ -100,7 +101,10 @@ class Template:
         if isinstance(entry, Running):
             self.finish(entry)
             return
-        word = entry.status.recv(64)  # "<index> <reason>", or nothing when the host lost interest
+        try:
+            word = entry.status.recv(64)  # "<index> <reason>", or nothing when the host lost interest
+        except BlockingIOError:  # the event was for an earlier bearer of this descriptor's number
+            return
         for jailed in list(entry.jails):
             if not word or jailed.index == int(word.split()[0]):
                 self.kill(jailed, word.split()[1].decode() if word else "stopped")

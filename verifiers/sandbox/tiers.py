@@ -57,6 +57,8 @@ def _namespaces(config: dict[str, Any], visible: list[str], off: frozenset[str])
     kernel.syscall("sethostname", b"box", 3)
     if "mounts" not in off:
         root.build(visible)
+    else:
+        os.chmod(config["work"], 0o777)
     if as_root and "userns" not in off:
         _become_nobody()
     work = root.WORK if "mounts" not in off else config["work"]
