@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from verifiers.code import code, use_backend
+from verifiers.code import code, current_backend, use_backend
 from verifiers.sandbox import Job, Limits, Sandbox, SandboxError
 from verifiers.sandbox.remote import RemoteSandbox
 from verifiers.sandbox.server import CEILING, create_app, main, parse_request
@@ -75,6 +75,17 @@ def test_code_verifier_runs_on_the_pool(remote):
         answers = ["def f(x): return x * 2", "def f(x): return x + 1", "def f(x):\n    while True: pass"]
         verdicts = [code(f"```python\n{answer}\n```", {**row, "time_limit_s": 1}) for answer in answers]
         assert [v.status for v in verdicts] == ["pass", "fail", "timeout"]
+    finally:
+        use_backend(None)
+
+
+def test_environment_names_the_servers(address, monkeypatch):
+    monkeypatch.setenv("ALIGN_SANDBOX_URLS", f" {address}, {address}/")
+    monkeypatch.setenv("ALIGN_SANDBOX_TOKEN", TOKEN)
+    use_backend(None)
+    try:
+        assert code("```python\nprint(1)\n```", {"stdio": [{"stdin": "", "stdout": "1"}]}).status == "pass"
+        assert isinstance(current_backend(), RemoteSandbox)
     finally:
         use_backend(None)
 

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from verifiers.sandbox import Job, Sandbox, SandboxError, kernel, root, seccomp, wire
+from verifiers.sandbox import Job, Sandbox, SandboxError, kernel, probe, root, seccomp, wire
 from verifiers.sandbox.jail import SWITCHES
 from verifiers.sandbox.syscall_numbers import AUDIT_ARCH, NUMBERS
 
@@ -69,6 +69,12 @@ def test_without_landlock_nothing_runs():
 def test_without_seccomp_nothing_runs():
     answer = in_container((*DOCKER_REFUSES, "seccomp"), best_tier)
     assert answer.startswith("SandboxError") and "no code is run" in answer and "seccomp" in answer
+
+
+def test_probe_gives_a_reason_for_each_tier_that_does_not_work():
+    assert in_container(DOCKER_REFUSES, lambda: repr(probe()["flat"])) == "''"
+    reason = in_container(DOCKER_REFUSES, lambda: probe()["namespaces"])
+    assert "unshare: Operation not permitted" in reason
 
 
 def test_other_machines_are_refused(monkeypatch):

@@ -20,6 +20,7 @@ and say so.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Mapping
@@ -48,12 +49,22 @@ def use_backend(backend: Backend | None) -> None:
 
 
 def current_backend() -> Backend:
-    """Raises SandboxError when this machine offers no sandbox."""
+    """The backend set by `use_backend`, else the servers of ALIGN_SANDBOX_URLS (comma-separated, with the token of
+    ALIGN_SANDBOX_TOKEN), else a sandbox on this machine. Raises SandboxError when there is none."""
     global _backend
     with _lock:
         if _backend is None:
-            _backend = Sandbox()
+            _backend = _default_backend()
         return _backend
+
+
+def _default_backend() -> Backend:
+    urls = [url.strip() for url in os.environ.get("ALIGN_SANDBOX_URLS", "").split(",") if url.strip()]
+    if not urls:
+        return Sandbox()
+    from verifiers.sandbox.remote import RemoteSandbox
+
+    return RemoteSandbox(urls, os.environ.get("ALIGN_SANDBOX_TOKEN", ""))
 
 
 @register_verifier("code", optional=_OPTIONAL)

@@ -24,6 +24,6 @@ Whose word counts is a second question, answered in testing.py: no verdict is ev
 """
 
 from .job import Backend, Job, Limits, Outcome, SandboxError
-from .local import TIERS, Sandbox
+from .local import TIERS, Sandbox, probe
 
-__all__ = ["TIERS", "Backend", "Job", "Limits", "Outcome", "Sandbox", "SandboxError"]
+__all__ = ["TIERS", "Backend", "Job", "Limits", "Outcome", "Sandbox", "SandboxError", "probe"]

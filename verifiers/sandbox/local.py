@@ -215,6 +215,18 @@ class Sandbox:
         return [_outcome(reading) for reading in readings]
 
 
+def probe() -> dict[str, str]:
+    """For each tier "" when it works on this machine, else the reason why not. Starts and ends a template for each."""
+    found = {}
+    for tier in TIERS:
+        try:
+            Sandbox(tier, workers=1).close()
+            found[tier] = ""
+        except SandboxError as error:
+            found[tier] = str(error).rpartition(f"{tier}: ")[2]
+    return found
+
+
 _MOVE_CONTROL = "import os, sys; os.dup2(int(sys.argv[3]), 3)"
 
 

@@ -21,8 +21,8 @@ from .job import EXIT_BY_STATUS
 
 # The modules that programs use most; loaded once in the template instead of once per job.
 _COMMON = """abc array ast bisect calendar cmath collections collections.abc contextlib copy dataclasses datetime
-decimal enum fractions functools hashlib heapq inspect io itertools json math numbers operator queue random re
-statistics string struct textwrap threading time traceback types typing unittest"""
+decimal enum fractions functools heapq inspect io itertools json math numbers operator random re
+statistics string struct textwrap threading time traceback types typing"""
 
 
 def preload() -> None:
