@@ -1,7 +1,9 @@
-"""Ways to run the sandbox in tests: each tier, as this user and, when this is root, as an ordinary one."""
+"""Ways to run the sandbox in tests: each tier, as this user and, when this is root, as an ordinary one; and the small
+jobs that attacks are made of."""
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import shutil
@@ -9,9 +11,12 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
-from verifiers.sandbox import Job, Outcome, Sandbox, SandboxError
+import pytest
+
+from verifiers.sandbox import Job, Limits, Outcome, Sandbox, SandboxError
 
 NOBODY = 65534
 # "own users": root in `flat` with an interpreter that all can read, so that every slot has a user of its own
@@ -92,3 +97,74 @@ def open_mode(mode: str) -> Sandbox | Driver:
     if os.geteuid() != 0:
         raise SandboxError("only root can become another user")
     return Driver(tier, NOBODY if who == "as-nobody" else 0)
+
+
+SMALL = {
+    "wall_s": 20.0,
+    "cpu_s": 5.0,
+    "memory_mb": 64,
+    "processes": 16,
+    "open_files": 32,
+    "file_mb": 4,
+    "disk_mb": 8,
+    "files": 64,
+}
+RAW = """
+import ctypes, os
+def raw(number, *args):
+    ctypes.set_errno(0)
+    result = ctypes.CDLL(None, use_errno=True).syscall(number, *args)
+    return result if result >= 0 else os.strerror(ctypes.get_errno())
+"""
+ATTEMPT = """
+def attempt(action, *args):
+    try:
+        print("REACHED", action(*args))
+    except OSError as error:
+        print("refused", error.strerror)
+"""
+
+
+@pytest.fixture(scope="module", params=MODES)
+def sandbox(request: pytest.FixtureRequest) -> Iterator:
+    try:
+        backend = open_mode(request.param)
+    except SandboxError as error:
+        pytest.skip(str(error))
+    yield backend
+    backend.close()
+
+
+@pytest.fixture(scope="module")
+def secret() -> Iterator[str]:
+    """A host file that any user may read and write, in a directory that any user may change."""
+    directory = f"/var/tmp/sandbox-test-{os.getpid()}"
+    os.mkdir(directory)
+    os.chmod(directory, 0o777)
+    path = f"{directory}/secret"
+    with open(path, "w") as file:
+        file.write("TOP SECRET")
+    os.chmod(path, 0o666)
+    yield path
+    for left in glob.glob(f"{directory}/*"):
+        os.unlink(left)
+    os.rmdir(directory)
+
+
+def run(sandbox, source: str, stdin: str = "", processes: bool = False, **limits) -> Outcome:
+    job = Job("program", {"source": source, "stdin": stdin}, Limits(**{**SMALL, **limits}), processes=processes)
+    return sandbox.run(job)
+
+
+def printed(outcome: Outcome) -> str:
+    assert outcome.status == "ok", outcome
+    return outcome.stdout.decode()
+
+
+def assert_refused(outcome: Outcome) -> None:
+    text = printed(outcome)
+    assert "refused" in text and "REACHED" not in text
+
+
+def assert_alive(sandbox) -> None:
+    assert printed(run(sandbox, "print(6 * 7)")) == "42\n"

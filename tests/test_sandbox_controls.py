@@ -13,10 +13,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.sandbox_modes import MODES, open_mode
-from tests.test_sandbox_attacks import ATTEMPT, RAW, printed, run, secret  # noqa: F401 (a fixture)
+from tests.sandbox_modes import ATTEMPT, MODES, RAW, open_mode, printed, run, secret
 from verifiers.sandbox import Job, Limits, Sandbox, SandboxError, local
 from verifiers.sandbox.syscall_numbers import NUMBERS
+
+__all__ = ["secret"]  # a fixture
 
 
 def open_tier(tier: str, *off: str) -> Sandbox:
@@ -48,12 +49,12 @@ def test_control_without_seccomp_a_user_namespace_can_be_made():
         assert printed(run(sandbox, RAW + f"print(raw({NUMBERS['unshare']}, 0x10000000))")) == "0\n"
 
 
-def test_control_without_landlock_a_host_file_can_be_read_in_flat(secret):  # noqa: F811
+def test_control_without_landlock_a_host_file_can_be_read_in_flat(secret):
     with open_tier("flat", "landlock") as sandbox:
         assert "TOP SECRET" in printed(run(sandbox, ATTEMPT + f"attempt(lambda: open({secret!r}).read())"))
 
 
-def test_control_namespaces_hide_files_by_two_walls(secret):  # noqa: F811
+def test_control_namespaces_hide_files_by_two_walls(secret):
     attack = ATTEMPT + f"attempt(lambda: open({secret!r}).read())"
     with open_tier("namespaces", "landlock") as sandbox:
         assert "No such file" in printed(run(sandbox, attack))

@@ -45,7 +45,8 @@ def build(visible: list[str]) -> None:
         if os.path.exists(device):
             _show(device, stage)
     os.makedirs(stage + WORK)
-    os.symlink(WORK, stage + "/tmp")
+    if not os.path.lexists(stage + "/tmp"):  # it holds an interpreter otherwise
+        os.symlink(WORK, stage + "/tmp")
     kernel.pivot_into(stage)
     kernel.mount("", "/", "", kernel.MS_REMOUNT | kernel.MS_BIND | kernel.MS_RDONLY | kernel.MS_NOSUID)
 

@@ -87,6 +87,8 @@ def _become_nobody() -> None:
 
 
 def _flat(config: dict[str, Any], visible: list[str], off: frozenset[str]) -> Prepared:
+    if "landlock" not in off and landlock.version() < 3:
+        raise OSError(f"needs Landlock version 3 (Linux 6.2), which guards truncation; found {landlock.version()}")
     work = [os.path.join(config["work"], str(slot)) for slot in range(config["slots"])]
     uids = [_FIRST_SLOT_ID + slot for slot in range(config["slots"])] if _may_change_user(visible) else []
     for slot, path in enumerate(work):
