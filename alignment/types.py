@@ -6,7 +6,7 @@ Shapes: P prompts, G samples per prompt, T tokens of a packed row, S segments, N
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -117,6 +117,7 @@ class PackedBatch:
     (numbered 0 … rows-1) the token belongs to.
     columns: per-scored-position values, float32, shape N.
     kept_offsets_N1, kept_ids_K: the ragged sets of kept tokens of truncated sampling (an empty set = all tokens).
+    sources: the segment each branch came from, row by row.
     empty: a stand-in on a rank that ran out of data; its loss counts zero.
     """
 
@@ -130,6 +131,7 @@ class PackedBatch:
     columns: dict[str, torch.Tensor] = field(default_factory=dict)
     kept_offsets_N1: torch.Tensor | None = None
     kept_ids_K: torch.Tensor | None = None
+    sources: list[Segment] = field(default_factory=list)
     empty: bool = False
 
     @property
@@ -137,22 +139,10 @@ class PackedBatch:
         return self.input_ids_T.numel()
 
     def to(self, device: torch.device | str) -> PackedBatch:
-        def move(x: torch.Tensor | None) -> torch.Tensor | None:
-            return None if x is None else x.to(device, non_blocking=True)
-
-        return PackedBatch(
-            move(self.input_ids_T),
-            move(self.position_ids_T),
-            self.segments,
-            move(self.score_index_N),
-            move(self.score_target_N),
-            move(self.score_row_N),
-            self.rows,
-            {k: move(v) for k, v in self.columns.items()},
-            move(self.kept_offsets_N1),
-            move(self.kept_ids_K),
-            self.empty,
-        )
+        tensors = {f.name: x for f in fields(self) if isinstance(x := getattr(self, f.name), torch.Tensor)}
+        moved: dict[str, Any] = {name: x.to(device, non_blocking=True) for name, x in tensors.items()}
+        columns = {name: x.to(device, non_blocking=True) for name, x in self.columns.items()}
+        return replace(self, **moved, columns=columns)
 
 
 class Engine(Protocol):
@@ -163,16 +153,45 @@ class Engine(Protocol):
     def load_weights(self, model: torch.nn.Module, step: int) -> None: ...
 
 
+@dataclass(slots=True)
+class Batch:
+    """What one optimizer step trains on, on this rank.
+
+    units: what the sum of the losses is divided by, summed over ranks (tokens, completions, pairs). Trees whose
+    gradient is known to be zero may be left out of `trees` while they count in `units`.
+    """
+
+    trees: list[Tree]
+    units: float
+
+
+@dataclass(slots=True)
+class Episode:
+    """What one step trains on, on this rank.
+
+    batches: each one optimizer step. stats: (sum, count) pairs, or single values under names that end in "max".
+    samples: records for samples.jsonl.
+    """
+
+    batches: list[Batch]
+    stats: dict[str, Any] = field(default_factory=dict)
+    samples: list[dict[str, Any]] = field(default_factory=list)
+
+
 class Algorithm(Protocol):
-    """What the trainer needs of a method. One element of `collect` is one optimizer step on this rank."""
+    """What the trainer needs of a method.
 
-    def collect(self, step: int) -> list[list[Tree]]: ...
+    loss(model, micro): the *sum* over the micro-batch and its stats (see Episode); `model` may be wrapped.
+    after_update: called once per step, after its last optimizer step, with the step's metrics over all ranks; and
+    once with none after a resume.
+    state_dict: everything that a resumed run needs and that does not follow from the settings.
+    """
 
-    def units(self, trees: list[Tree]) -> float: ...
+    def collect(self, step: int) -> Episode: ...
 
     def loss(self, model: torch.nn.Module, micro: PackedBatch) -> tuple[torch.Tensor, dict[str, Any]]: ...
 
-    def after_update(self, model: torch.nn.Module, step: int) -> None: ...
+    def after_update(self, step: int, metrics: Mapping[str, float]) -> None: ...
 
     def state_dict(self) -> dict[str, Any]: ...
 

@@ -145,6 +145,20 @@ def test_problems_are_deterministic_by_seed_and_unique(rows):
     assert len({r["id"] for r in rows}) == len(rows)
 
 
+def test_terse_solutions_state_the_whole_calculation_and_change_nothing_else(rows):
+    mixed = task.make_problems(1800, seed=0, terse_share=0.5)
+    assert [r["question"] for r in mixed] == [r["question"] for r in rows]
+    terse = [r for r in mixed if r["style"] == "terse"]
+    assert 800 < len(terse) < 1000
+    for row in terse:
+        lines, boxed = thinking(row)
+        assert len(lines) == 1 and lines[0].split("=")[1] == boxed == row["answer"]
+        assert lines[0].split("=")[0].replace(" mod ", "%") == row["expression"]
+    assert [r["messages"] for r in mixed if r["style"] == "worked"] == [
+        r["messages"] for r, m in zip(rows, mixed, strict=True) if m["style"] == "worked"
+    ]
+
+
 def test_excluded_problems_do_not_appear():
     first = task.make_problems(300, seed=0, levels=[1])
     again = task.make_problems(300, seed=0, levels=[1], exclude={r["id"] for r in first})
@@ -163,7 +177,7 @@ def test_impossible_requests_say_why():
 def test_prompt_rows_hide_the_solution(rows):
     row = task.prompt_rows(rows[:1])[0]
     assert row["prompt"] == [{"role": "user", "content": rows[0]["question"]}]
-    assert "messages" not in row and row["answer"] == rows[0]["answer"]
+    assert "messages" not in row and "style" not in row and row["answer"] == rows[0]["answer"]
 
 
 # --- tokenizer and model ----------------------------------------------------------------------------------------------

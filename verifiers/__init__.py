@@ -7,6 +7,7 @@
 Importing this package loads the standard library only; a verifier's own dependencies load when it is first used.
 """
 
+from verifiers.batch import verify_all
 from verifiers.registry import (
     Verifier,
     VerifierInfo,
@@ -29,4 +30,5 @@ __all__ = [
     "register_verifier",
     "verifier_info",
     "verify",
+    "verify_all",
 ]

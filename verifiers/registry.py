@@ -15,9 +15,16 @@ Verifier = Callable[[str, Mapping[str, Any]], Verdict]
 
 # Built-in verifiers and the module that registers each; a module is imported when its name is first asked for.
 _BUILTIN_MODULES: dict[str, str] = {
-    "code": "verifiers.code",
+    "all_of": "verifiers.compose",
+    "any_of": "verifiers.compose",
+    "by_task": "verifiers.compose",
+    "choice": "verifiers.choice",
     "format": "verifiers.format",
+    "json": "verifiers.json",
     "math": "verifiers.math",
+    "text": "verifiers.text",
+    "tool_call": "verifiers.tool_call",
+    "weighted": "verifiers.compose",
 }
 
 

@@ -29,6 +29,10 @@ class Policy(nn.Module):
         model = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
         return cast(PreTrainedModel, model)
 
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
     def hidden_states(self, batch: PackedBatch) -> torch.Tensor:
         """Last hidden states of a packed row, [T, H]."""
         # transformers returns a 4-dimensional mask as it is: no mask is built for the row, the layout says it all

@@ -131,11 +131,16 @@ def _attend(query, key, value, tree: TreeLayout, scaling: float, dropout: float)
 
 
 def _interface(dense: bool):
-    """The function transformers calls in each layer. Without `tree` it is transformers' own sdpa, so that ordinary
-    forwards and `generate` keep working on the same model."""
+    """The function transformers calls in each layer. With `tree` it attends along the tree, and a `decode` cache beside
+    it stores the keys and values; with `decode` alone it attends from that cache. With neither it is transformers' own
+    sdpa, so that ordinary forwards and `generate` keep working on the same model."""
     ordinary = AttentionInterface()["sdpa"]
 
-    def forward(module, query, key, value, attention_mask, scaling, dropout=0.0, tree=None, **kwargs):
+    def forward(module, query, key, value, attention_mask, scaling, dropout=0.0, tree=None, decode=None, **kwargs):
+        if decode is not None:
+            if tree is None:
+                return decode.attend(module.layer_idx, query, key, value, scaling), None
+            decode.store(module.layer_idx, key, value)
         if tree is None:
             return ordinary(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
         check_sliding_window(kwargs.get("sliding_window"), tree)

@@ -42,6 +42,7 @@ def pack(trees: Sequence[Tree]) -> PackedBatch:
     row: list[np.ndarray] = []
     columns: dict[str, list[np.ndarray]] = {}
     kept: list[np.ndarray] = []
+    sources: list[Segment] = []
     any_kept = any(s.kept is not None for tree in trees for s in tree.segments)
     start, rows = 0, 0
     for tree in trees:
@@ -69,6 +70,7 @@ def pack(trees: Sequence[Tree]) -> PackedBatch:
                 _add_columns(columns, segment, scored, rows)
                 if any_kept:
                     kept += [segment.kept[j] for j in scored] if segment.kept else [_EMPTY] * len(scored)
+                sources.append(segment)
                 rows += 1
             start += length
     return PackedBatch(
@@ -82,6 +84,7 @@ def pack(trees: Sequence[Tree]) -> PackedBatch:
         columns={name: torch.from_numpy(np.concatenate(parts).astype(np.float32)) for name, parts in columns.items()},
         kept_offsets_N1=_int64([np.cumsum([0, *(len(k) for k in kept)])]) if any_kept else None,
         kept_ids_K=_int64(kept) if any_kept else None,
+        sources=sources,
     )
 
 

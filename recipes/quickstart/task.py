@@ -1,8 +1,10 @@
 """Multi-step arithmetic problems with worked solutions: the quickstart's task, made from a seed.
 
 Six levels, from one addition to chains of products, brackets and remainders; about a third of the problems of levels
-2-6 are short stories. A solution is a chain of lines `a+b=c`, one operation of two numbers each. What a small model
-gets wrong are single slips in such a chain, which is what reinforcement learning on the final answer can repair.
+2-6 are short stories. A worked solution is a chain of lines `a+b=c`, one operation of two numbers each; a terse one is
+the whole calculation and its value in a single line. Both are right, but a small model that has seen both can follow
+the first kind and only guess at the second. So it starts with two things for reinforcement learning on the final answer
+to repair: the choice between working a problem out and guessing, and slips in the chain.
 
 Training and held-out problems cannot meet: a problem's canonical form is hashed into one of ten buckets, and bucket 0
 is the held-out split. Two problems with the same canonical form (same calculation up to the order of sums and
@@ -19,9 +21,10 @@ from typing import Any, Literal
 
 Expr = int | tuple[str, "Expr", "Expr"]
 Split = Literal["train", "heldout"]
+Style = Literal["worked", "terse"]
 
 LEVELS = (1, 2, 3, 4, 5, 6)
-LARGEST = 199  # no number in a problem or its solution is larger
+LARGEST = 99  # no number in a problem or its solution is larger
 HELDOUT_BUCKETS, BUCKETS = 1, 10
 STORY_SHARE = 1 / 3
 
@@ -193,41 +196,50 @@ def format_solution(lines: Sequence[str], answer: str) -> str:
 
 
 def make_problems(
-    n: int, seed: int, levels: Sequence[int] = LEVELS, exclude: Collection[str] = (), split: Split = "train"
+    n: int,
+    seed: int,
+    levels: Sequence[int] = LEVELS,
+    exclude: Collection[str] = (),
+    split: Split = "train",
+    terse_share: float = 0.0,
 ) -> list[dict[str, Any]]:
     """`n` different problems of `split`, as equally as possible from `levels`, in an order drawn from `seed`.
 
     exclude: ids that must not appear (those of rows used for another purpose).
+    terse_share: the probability that a row's solution is the terse one; it does not change which problems are drawn.
     Returns rows with the columns id, question, answer, level, domain ("expression", "story" or "modular"), expression
-    (Python syntax) and messages (the user's question and the worked solution).
+    (Python syntax), style ("worked" or "terse") and messages (the user's question and the solution).
     Raises ValueError for an unknown level, and when a level does not hold as many different problems.
     """
     if not levels or not set(levels) <= set(LEVELS):
         raise ValueError(f"levels: {list(levels)} must be a non-empty selection of {LEVELS}")
-    rng = random.Random(f"{seed}/{split}")
+    rng, style_rng = random.Random(f"{seed}/{split}"), random.Random(f"{seed}/{split}/style")
     taken = set(exclude)
     rows = []
     for i in range(n):
-        row = _new_row(levels[i % len(levels)], rng, taken, split)
+        style: Style = "terse" if style_rng.random() < terse_share else "worked"
+        row = _new_row(levels[i % len(levels)], rng, taken, split, style)
         taken.add(row["id"])
         rows.append(row)
     rng.shuffle(rows)
     return rows
 
 
-def _new_row(level: int, rng: random.Random, taken: set[str], split: Split) -> dict[str, Any]:
+def _new_row(level: int, rng: random.Random, taken: set[str], split: Split, style: Style) -> dict[str, Any]:
     for _ in range(5000):
         expr, question, domain = _draw(level, rng)
         row_id = "arith-" + _digest(expr)[:16]
         if split_of(expr) == split and row_id not in taken:
-            return _row(row_id, expr, question, level, domain)
+            return _row(row_id, expr, question, level, domain, style)
     raise ValueError(
         f"level {level} has no unused {split} problem left after {len(taken)}; ask for fewer, or more levels"
     )
 
 
-def _row(row_id: str, expr: Expr, question: str, level: int, domain: str) -> dict[str, Any]:
+def _row(row_id: str, expr: Expr, question: str, level: int, domain: str, style: Style) -> dict[str, Any]:
     value, lines = solve(expr)
+    if style == "terse":
+        lines = [f"{render(expr, ' mod ')}={value}"]
     return {
         "id": row_id,
         "question": question,
@@ -235,6 +247,7 @@ def _row(row_id: str, expr: Expr, question: str, level: int, domain: str) -> dic
         "level": level,
         "domain": domain,
         "expression": render(expr),
+        "style": style,
         "messages": [
             {"role": "user", "content": question},
             {"role": "assistant", "content": format_solution(lines, str(value))},
@@ -244,4 +257,6 @@ def _row(row_id: str, expr: Expr, question: str, level: int, domain: str) -> dic
 
 def prompt_rows(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """The rows without their solutions, in TRL's prompt format: `prompt` replaces `messages`."""
-    return [{**{k: v for k, v in r.items() if k != "messages"}, "prompt": r["messages"][:-1]} for r in rows]
+    return [
+        {**{k: v for k, v in r.items() if k not in ("messages", "style")}, "prompt": r["messages"][:-1]} for r in rows
+    ]

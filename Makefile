@@ -1,0 +1,39 @@
+# Every target makes the virtual environment when it is missing or older than its description.
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help setup quickstart test test-slow lint bench clean
+
+help: ## Show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
+
+setup: $(READY) ## Make the virtual environment and install the toolkit into it
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; set PYTHON=..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q -c constraints.txt torch
+	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
+	@touch $@
+
+quickstart: $(READY) ## Train a small reasoning model on this machine's CPU and show the improvement (about 10 minutes)
+	$(BIN)/python -m recipes.quickstart.run $(ARGS)
+
+test: $(READY) ## The fast tests
+	$(BIN)/python -m pytest
+
+test-slow: $(READY) ## The slow tests: killed processes, several ranks, parity with TRL, a real browser
+	$(BIN)/python -m pytest -m slow
+
+lint: $(READY) ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(READY) ## The side-by-side benchmarks of docs/performance.md (a quiet machine, about an hour)
+	$(BIN)/python -m benchmarks
+
+clean: ## Remove the virtual environment and caches (runs/ stays)
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache *.egg-info

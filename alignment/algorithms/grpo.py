@@ -1,0 +1,274 @@
+"""GRPO: groups of samples per prompt, advantages against the group, clipped policy gradient.
+
+arXiv 2402.03300 (GRPO), 2503.14476 (clip-higher, token normalisation, dynamic sampling, overlong masking),
+2503.20783 (no division by the deviation, constant normalisation), 2507.18071 (sequence ratios), 2412.15115 (prompts
+in the order of their score variance). Shapes: P prompts, G samples per prompt, N scored tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch
+from peft import PeftModel
+
+from alignment.data.curriculum import Curriculum, PromptScore
+from alignment.distributed import gather_objects, rank, world_size
+from alignment.errors import UserError
+from alignment.losses.advantages import group_advantages
+from alignment.losses.policy_gradient import (
+    SurrogateLoss,
+    gspo_loss,
+    k3,
+    sequence_mean_loss,
+    token_loss,
+    truncated_importance,
+)
+from alignment.models import Policy
+from alignment.models.score import add_logprobs
+from alignment.packing import group
+from alignment.types import Batch, Engine, Episode, PackedBatch, Prompt, Rollout, Sampling, Segment, Tree
+
+LOSSES: dict[str, SurrogateLoss] = {
+    "token": token_loss,
+    "constant": token_loss,
+    "sequence_mean": sequence_mean_loss,
+    "gspo": gspo_loss,
+}
+
+
+@dataclass
+class GrpoConfig:
+    """What GRPO does with an episode of prompts_per_step x group_size completions."""
+
+    prompts_per_step: int = 256
+    group_size: int = 8
+    mini_batches: int = 1  # optimizer steps per pass over an episode
+    episode_epochs: int = 1  # passes over an episode
+    loss: Literal["token", "sequence_mean", "gspo", "constant"] = "token"
+    divide_by_std: bool = True
+    clip_eps: float = 0.2
+    clip_eps_high: float = 0.2
+    beta: float = 0.0
+    kl: Literal["loss", "reward"] = "loss"  # k3 in the loss, or k1 in the reward
+    importance_cap: float = 2.0  # of sampler-trainer weights
+    old_logprobs: Literal["sampler", "recompute"] = "sampler"
+    mask_truncated: bool = False  # completions cut at max_tokens carry no loss
+    resample_prompts: int = 0  # per step, extra prompts to replace groups without signal
+    entropy_coef: float = 0.0
+    entropy_target: float = 0.0  # the bonus is active while entropy is below; 0 = always
+
+    def __post_init__(self):
+        for name in ("prompts_per_step", "mini_batches", "episode_epochs"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}: {getattr(self, name)} is not valid, it has to be 1 or more")
+        if self.group_size < 2:
+            raise UserError(f"group_size: {self.group_size} is not valid, a group needs 2 samples or more")
+        if self.mini_batches > self.prompts_per_step:
+            raise UserError(f"mini_batches: {self.mini_batches} exceeds prompts_per_step ({self.prompts_per_step})")
+
+
+class Grpo:
+    """Algorithm for the trainer. `score(rollouts)` sets reward and reward_terms and returns metrics; `reference` is
+    needed only with beta > 0 (None with PEFT: the base model with the adapters off)."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        engine: Engine,
+        prompts: Sequence[Prompt],
+        score: Callable[[list[Rollout]], dict[str, float]],
+        curriculum: Curriculum,
+        config: GrpoConfig,
+        sampling: Sampling,
+        reference: Policy | None = None,
+        max_tokens: int = 16384,
+    ):
+        if sampling.temperature <= 0:
+            raise UserError("temperature: greedy samples of a group are all equal; training needs a value above 0")
+        self.policy, self.engine, self.prompts, self.score = policy, engine, list(prompts), score
+        self.curriculum, self.config, self.sampling, self.reference = curriculum, config, sampling, reference
+        self.max_tokens = max_tokens
+        self.on_policy = config.mini_batches * config.episode_epochs == 1
+        self.entropy: float | None = None
+
+    # --- collecting -------------------------------------------------------------------------------------------------
+
+    def collect(self, step: int) -> Episode:
+        groups, stats = self._sample(step)
+        rewards_PG = np.array([[np.nan if r.reward is None else r.reward for r in g] for g in groups], dtype=float)
+        rewards_PG = rewards_PG.reshape(-1, self.config.group_size)
+        advantages_PG, flat_P = group_advantages(rewards_PG, self.config.divide_by_std)
+        trees = [self._tree(g, a, r) for g, a, r in zip(groups, advantages_PG, rewards_PG, strict=True)]
+        if self.config.beta:
+            self._add_reference(trees)
+            if self.config.kl == "reward":
+                advantages_PG, flat_P = self._penalise(trees, groups, rewards_PG)
+        if self.config.old_logprobs == "recompute" and not self.on_policy:
+            add_logprobs(self.policy, trees, "old_logprobs", self.max_tokens, self.sampling.temperature)
+        rollouts = [r for g in groups for r in g]
+        stats |= _rollout_stats(rollouts, rewards_PG, flat_P)
+        return Episode(self._batches(trees, flat_P, step), stats, [_sample_record(r) for r in rollouts])
+
+    def _sample(self, step: int) -> tuple[list[list[Rollout]], dict[str, Any]]:
+        """Groups of this rank, scored. Groups without signal are replaced while the budget of extra prompts lasts."""
+        c = self.config
+        kept: list[list[Rollout]] = []
+        spare: list[list[Rollout]] = []
+        stats: dict[str, Any] = {}
+        missing, extra = c.prompts_per_step, c.resample_prompts
+        while missing:
+            indices = self.curriculum.take(missing)[rank() :: world_size()]
+            # a rank may have no prompt in a late round
+            groups = self.engine.generate([self.prompts[i] for i in indices], c.group_size, self.sampling, step)
+            metrics = self.score([r for g in groups for r in g])
+            stats |= {name: (value * len(groups), len(groups)) for name, value in metrics.items()}
+            signal = [self._has_signal(g) for g in groups]
+            for prompt_id, rewards in gather_objects([(g[0].prompt.id, [r.reward for r in g]) for g in groups]):
+                self.curriculum.observe(prompt_id, PromptScore.of(rewards))
+            kept += [g for g, s in zip(groups, signal, strict=True) if s]
+            spare += [g for g, s in zip(groups, signal, strict=True) if not s]
+            missing = min(sum(not s for s in gather_objects(signal)), extra)
+            extra -= missing
+        stats["groups_resampled"] = (c.resample_prompts - extra, 1)
+        # groups without signal still count: they fill up what could not be replaced
+        room = len(range(rank(), c.prompts_per_step, world_size())) - len(kept)
+        return kept + spare[: max(0, room)], stats
+
+    def _has_signal(self, group: list[Rollout]) -> bool:
+        rewards = np.array([[np.nan if r.reward is None else r.reward for r in group]], dtype=float)
+        return not group_advantages(rewards)[1][0]
+
+    def _tree(self, rollouts: list[Rollout], advantages_G: np.ndarray, rewards_G: np.ndarray) -> Tree:
+        children = []
+        for rollout, advantage, reward in zip(rollouts, advantages_G, rewards_G, strict=True):
+            length = len(rollout.token_ids)
+            mask = np.ones(length, dtype=bool) if rollout.loss_mask is None else np.asarray(rollout.loss_mask)
+            if np.isnan(reward) or (self.config.mask_truncated and rollout.finish_reason == "length"):
+                mask = np.zeros(length, dtype=bool)
+            logprobs = np.asarray(rollout.logprobs, dtype=np.float32)
+            columns = {"advantages": np.full(length, advantage), "sampler_logprobs": logprobs}
+            if not self.on_policy:
+                columns["old_logprobs"] = logprobs
+            children.append(Segment(rollout.token_ids, scored=mask, columns=columns, kept=rollout.kept))
+        return group(rollouts[0].prompt.token_ids, children)
+
+    def _add_reference(self, trees: list[Tree]) -> None:
+        if self.reference is not None:
+            add_logprobs(self.reference, trees, "ref_logprobs", self.max_tokens, self.sampling.temperature)
+            return
+        with cast(PeftModel, self.policy.model).disable_adapter():
+            add_logprobs(self.policy, trees, "ref_logprobs", self.max_tokens, self.sampling.temperature)
+
+    def _penalise(self, trees: list[Tree], groups: list[list[Rollout]], rewards_PG: np.ndarray):
+        """k1 in the reward: r - beta * sum(log pi - log ref), then the advantages anew."""
+        penalised = rewards_PG.copy()
+        for p, tree in enumerate(trees):
+            for g, segment in enumerate(tree.segments[1:]):
+                k1 = (segment.columns["sampler_logprobs"] - segment.columns.get("ref_logprobs", 0.0))[segment.scored]
+                penalised[p, g] -= self.config.beta * float(k1.sum())
+        advantages_PG, flat_P = group_advantages(penalised, self.config.divide_by_std)
+        for p, tree in enumerate(trees):
+            for g, segment in enumerate(tree.segments[1:]):
+                segment.columns["advantages"][:] = advantages_PG[p, g]
+        return advantages_PG, flat_P
+
+    def _batches(self, trees: list[Tree], flat_P: np.ndarray, step: int) -> list[Batch]:
+        """The episode in mini-batches of whole groups, shuffled anew in each epoch."""
+        c = self.config
+        # without KL or entropy term a group without signal has no gradient: it counts, but is not computed
+        silent = flat_P if not c.entropy_coef and (not c.beta or c.kl == "reward") else np.zeros_like(flat_P)
+        batches = []
+        for epoch in range(c.episode_epochs):
+            order = np.arange(len(trees))
+            if not self.on_policy:
+                order = np.random.default_rng([self.sampling.seed, step, epoch]).permutation(len(trees))
+            for part in np.array_split(order, c.mini_batches):
+                units = sum(self._units(trees[i]) for i in part)
+                batches.append(Batch([trees[i] for i in part if not silent[i] and trees[i].scored_tokens], units))
+        return batches
+
+    def _units(self, tree: Tree) -> float:
+        if self.config.loss == "token":
+            return tree.scored_tokens
+        rows = sum(bool(s.scored.any()) for s in tree.segments if s.scored is not None)
+        return rows * (self.sampling.max_tokens if self.config.loss == "constant" else 1)
+
+    # --- the loss ---------------------------------------------------------------------------------------------------
+
+    def loss(self, model: torch.nn.Module, micro: PackedBatch) -> tuple[torch.Tensor, dict[str, Any]]:
+        c = self.config
+        scores = model(micro, temperature=self.sampling.temperature, entropy=True)
+        logprobs_N, detached_N = scores.logprobs_N, scores.logprobs_N.detach()
+        old_N = detached_N if self.on_policy else micro.columns["old_logprobs"]
+        advantages_N = micro.columns["advantages"]
+        surrogate = LOSSES[c.loss](
+            logprobs_N, old_N, advantages_N, micro.score_row_N, micro.rows, c.clip_eps, c.clip_eps_high
+        )
+        sampler_ratio_N = truncated_importance(old_N, micro.columns["sampler_logprobs"], float("inf"))
+        loss_N = surrogate.loss_N * sampler_ratio_N.clamp(max=c.importance_cap)
+        n = logprobs_N.numel()
+        stats = _loss_stats(surrogate, sampler_ratio_N, n)
+        if "ref_logprobs" in micro.columns:
+            kl_N = k3(logprobs_N, micro.columns["ref_logprobs"])
+            stats["kl"] = (kl_N.detach().sum(), n)
+            if c.kl == "loss":
+                loss_N = loss_N + c.beta * kl_N
+        entropy_N = scores.entropy_N
+        stats["entropy"] = (entropy_N.detach().sum(), n)
+        if c.entropy_coef and (not c.entropy_target or self.entropy is None or self.entropy < c.entropy_target):
+            loss_N = loss_N - c.entropy_coef * entropy_N
+        return (loss_N * surrogate.norm_N).sum(), stats
+
+    def after_update(self, step: int, metrics: Mapping[str, float]) -> None:
+        self.engine.load_weights(self.policy, step)
+        self.entropy = metrics.get("entropy", self.entropy)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"curriculum": self.curriculum.state_dict(), "entropy": self.entropy}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.curriculum.load_state_dict(state["curriculum"])
+        self.entropy = state["entropy"]
+
+
+def _loss_stats(surrogate, sampler_ratio_N: torch.Tensor, n: int) -> dict[str, Any]:
+    outside = ((sampler_ratio_N < 0.9) | (sampler_ratio_N > 1.1)).sum()
+    return {
+        "ratio/mean": (surrogate.ratio_N.sum(), n),
+        "ratio/max": surrogate.ratio_N.max() if n else float("-inf"),
+        "clip_fraction/low": (surrogate.clipped_low_N.sum(), n),
+        "clip_fraction/high": (surrogate.clipped_high_N.sum(), n),
+        "sampler_ratio/mean": (sampler_ratio_N.sum(), n),
+        "sampler_ratio/outside": (outside, n),
+    }
+
+
+def _rollout_stats(rollouts: list[Rollout], rewards_PG: np.ndarray, flat_P: np.ndarray) -> dict[str, Any]:
+    lengths = [len(r.token_ids) for r in rollouts]
+    scored = rewards_PG[~np.isnan(rewards_PG)]
+    spread = [np.nanstd(row) for row in rewards_PG if not np.isnan(row).all()]
+    return {
+        "reward": (float(scored.sum()), len(scored)),
+        "reward_std": (float(sum(spread)), len(spread)),
+        "unscored": (int(np.isnan(rewards_PG).sum()), len(rollouts)),
+        "flat_groups": (int(flat_P.sum()), len(flat_P)),
+        "completion_length/mean": (sum(lengths), len(lengths)),
+        "completion_length/max": max(lengths, default=0),
+        "truncated": (sum(r.finish_reason == "length" for r in rollouts), len(rollouts)),
+    }
+
+
+def _sample_record(rollout: Rollout) -> dict[str, Any]:
+    return {
+        "prompt": rollout.prompt.messages[-1]["content"] if rollout.prompt.messages else rollout.prompt.id,
+        "completion": rollout.text,
+        "reward": rollout.reward,
+        "reward_terms": rollout.reward_terms,
+        "finish_reason": rollout.finish_reason,
+        "prompt_id": rollout.prompt.id,
+        "tokens": len(rollout.token_ids),
+    }

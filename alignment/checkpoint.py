@@ -1,0 +1,139 @@
+"""Checkpoints that are whole or absent, and random states.
+
+A checkpoint is written into a folder aside, every file is flushed to disk, a manifest with sizes and checksums is
+added, and one rename makes it visible. A process killed at any moment leaves either the old set or the new one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from alignment.distributed import barrier, rank
+from alignment.errors import UserError
+
+PREFIX = "step-"
+MANIFEST = "manifest.json"
+
+
+def save_checkpoint(folder: Path, step: int, write: Callable[[Path], None], keep: int) -> Path:
+    """Make `folder/step-XXXXXXXX` from what `write(path)` puts into it, then drop all but the newest `keep`.
+
+    Called on every rank; `write` too. Raises UserError when the disk is full or not writable: the older checkpoints
+    are then untouched.
+    """
+    final = folder / f"{PREFIX}{step:08d}"
+    aside = folder / f".writing-{final.name}"
+    try:
+        if rank() == 0:
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir(parents=True)
+        barrier()
+        write(aside)
+        barrier()
+        if rank() == 0:
+            _seal(aside)
+            if final.exists():
+                _remove(final)
+            os.rename(aside, final)
+            _fsync(folder)
+    except OSError as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise UserError(
+            f"checkpoint of step {step} could not be written to {folder}: {error.strerror or error}. Free space or "
+            "choose another output_dir, then start the same command again: it goes on from the newest checkpoint."
+        ) from error
+    if rank() == 0:
+        for old in checkpoints(folder)[:-keep]:
+            _remove(old)
+    barrier()
+    return final
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """All visible checkpoints, oldest first."""
+    return sorted(p for p in folder.glob(f"{PREFIX}*") if p.is_dir())
+
+
+def newest_checkpoint(folder: Path, say: Callable[[str], None]) -> Path | None:
+    """The newest checkpoint whose files match its manifest; damaged ones are named through `say` and passed over."""
+    for path in reversed(checkpoints(folder)):
+        problem = find_damage(path)
+        if problem is None:
+            return path
+        say(f"checkpoint {path} is damaged ({problem}); falling back to the one before it")
+    return None
+
+
+def find_damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint, or None."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+    except (OSError, ValueError):
+        return f"{MANIFEST} is missing or unreadable"
+    for name, (size, checksum) in manifest.items():
+        file = path / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if file.stat().st_size != size:
+            return f"{name} has {file.stat().st_size} bytes instead of {size}"
+        if _checksum(file) != checksum:
+            return f"the checksum of {name} is wrong"
+    return None
+
+
+def random_states() -> dict[str, Any]:
+    """The state of every global random generator of this process."""
+    states = {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state_all()
+    return states
+
+
+def restore_random_states(states: dict[str, Any]) -> None:
+    random.setstate(states["python"])
+    np.random.set_state(states["numpy"])
+    torch.set_rng_state(states["torch"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(states["cuda"])
+
+
+def _seal(path: Path) -> None:
+    files = sorted(p for p in path.rglob("*") if p.is_file())
+    manifest = {str(p.relative_to(path)): (p.stat().st_size, _checksum(p)) for p in files}
+    (path / MANIFEST).write_text(json.dumps(manifest, indent=1))
+    for p in [*files, path / MANIFEST, *(d for d in path.rglob("*") if d.is_dir()), path]:
+        _fsync(p)
+
+
+def _checksum(file: Path) -> int:
+    value = 0
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 22):
+            value = zlib.crc32(block, value)
+    return value
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    """Rename first: a kill while deleting must not leave a half checkpoint under a good name."""
+    doomed = path.with_name(f".deleting-{path.name}")
+    shutil.rmtree(doomed, ignore_errors=True)
+    os.rename(path, doomed)
+    shutil.rmtree(doomed, ignore_errors=True)

@@ -1,0 +1,164 @@
+"""In which order prompts are visited.
+
+Variance order (Qwen2.5, section 4.2): prompts whose sampled responses' scores vary most come first, since a group of
+equal rewards teaches nothing. The first order comes from an artifact of the starting model's scores; each time all
+prompts have been visited, the order is made anew from the latest scores seen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from alignment.errors import UserError
+
+Order = Literal["variance", "pass_rate_band", "random"]
+
+
+@dataclass(frozen=True, slots=True)
+class PromptScore:
+    """Scores of one prompt's responses: mean, population variance, share that passed, number scored."""
+
+    mean: float
+    variance: float
+    pass_rate: float
+    samples: int
+
+    @staticmethod
+    def of(scores: Sequence[float | None], pass_at: float = 1.0) -> PromptScore | None:
+        """From the scores of one prompt's responses; unscored ones are left out. None when none is scored."""
+        values = np.array([s for s in scores if s is not None and not np.isnan(s)])
+        if not len(values):
+            return None
+        return PromptScore(float(values.mean()), float(values.var()), float((values >= pass_at).mean()), len(values))
+
+
+class Curriculum:
+    """Endless prompts, epoch after epoch, each prompt once an epoch.
+
+    order: `variance` highest first; `pass_rate_band` keeps prompts whose pass rate lies within `band` (inclusive),
+    shuffled; `random` shuffles. Prompts without a score come last under `variance` and stay in under a band.
+    Raises UserError when no prompt is left.
+    """
+
+    def __init__(
+        self,
+        ids: Sequence[str],
+        order: Order,
+        seed: int,
+        scores: Mapping[str, PromptScore] | None = None,
+        band: tuple[float, float] = (0.0, 1.0),
+    ):
+        if not ids:
+            raise UserError("there is no prompt to train on: the data set is empty or every prompt was dropped")
+        self.ids, self.order, self.seed, self.band = list(ids), order, seed, band
+        self.scores = dict(scores or {})
+        self.epoch, self.position = 0, 0
+        self._queue = self._arrange()
+
+    def take(self, n: int) -> list[int]:
+        """Indices of the next n prompts."""
+        out: list[int] = []
+        while len(out) < n:
+            if self.position == len(self._queue):
+                self.epoch, self.position = self.epoch + 1, 0
+                self._queue = self._arrange()
+            step = min(n - len(out), len(self._queue) - self.position)
+            out += self._queue[self.position : self.position + step]
+            self.position += step
+        return out
+
+    def observe(self, prompt_id: str, score: PromptScore | None) -> None:
+        """Take a newer score of a prompt; it counts from the next epoch on."""
+        if score is not None:
+            self.scores[prompt_id] = score
+
+    def state_dict(self) -> dict[str, Any]:
+        scores = {i: (s.mean, s.variance, s.pass_rate, s.samples) for i, s in self.scores.items()}
+        return {"epoch": self.epoch, "position": self.position, "queue": list(self._queue), "scores": scores}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.epoch, self.position, self._queue = state["epoch"], state["position"], list(state["queue"])
+        self.scores = {i: PromptScore(*values) for i, values in state["scores"].items()}
+
+    def _arrange(self) -> list[int]:
+        shuffled = np.random.default_rng([self.seed, self.epoch]).permutation(len(self.ids)).tolist()
+        if self.order == "variance":
+            return sorted(shuffled, key=lambda i: -self._variance(i))  # stable: ties stay shuffled
+        if self.order == "pass_rate_band":
+            shuffled = [i for i in shuffled if self._in_band(i)]
+            if not shuffled:
+                raise UserError(f"pass_rate_band: no prompt has a pass rate within {self.band}; widen the band")
+        return shuffled
+
+    def _variance(self, i: int) -> float:
+        score = self.scores.get(self.ids[i])
+        return -1.0 if score is None else score.variance
+
+    def _in_band(self, i: int) -> bool:
+        score = self.scores.get(self.ids[i])
+        return score is None or self.band[0] <= score.pass_rate <= self.band[1]
+
+
+# --- the artifact -----------------------------------------------------------------------------------------------------
+
+
+def fingerprint(*parts: Any) -> str:
+    """A short hash of anything JSON can write, to tell whether an artifact belongs to a run."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+class ScoreFile:
+    """Prompt scores on disk: a JSONL whose first line holds the fingerprints of model, sampling and reward.
+
+    Lines are appended as they come, so that an interrupted scoring goes on where it stopped.
+    """
+
+    def __init__(self, path: Path, fingerprints: dict[str, str]):
+        self.path, self.fingerprints = Path(path), fingerprints
+
+    def read(self) -> dict[str, PromptScore]:
+        """The scores so far; empty when there is no file. A torn last line is dropped.
+
+        Raises UserError when the file was made with another model, sampling or reward.
+        """
+        if not self.path.is_file():
+            return {}
+        lines = self.path.read_text().split("\n")
+        complete = [json.loads(line) for line in lines[:-1] if line]
+        if not complete:
+            return {}
+        for name, value in self.fingerprints.items():
+            if complete[0].get(name) != value:
+                raise UserError(
+                    f"{self.path} was made with another {name} (fingerprint {complete[0].get(name)}, this run's is "
+                    f"{value}): delete it to score the prompts again, or name another curriculum_file"
+                )
+        return {r["id"]: PromptScore(r["mean"], r["variance"], r["pass_rate"], r["samples"]) for r in complete[1:]}
+
+    def append(self, scores: Mapping[str, PromptScore]) -> None:
+        """Add scores, flushed to disk."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._drop_torn_line()
+        with self.path.open("a") as file:
+            if file.tell() == 0:
+                file.write(json.dumps(self.fingerprints) + "\n")
+            for i, s in scores.items():
+                record = {"id": i, "mean": s.mean, "variance": s.variance, "pass_rate": s.pass_rate}
+                file.write(json.dumps({**record, "samples": s.samples}) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _drop_torn_line(self) -> None:
+        if self.path.is_file():
+            data = self.path.read_bytes()
+            whole = data.rfind(b"\n") + 1
+            if whole < len(data):
+                os.truncate(self.path, whole)

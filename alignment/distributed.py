@@ -1,0 +1,83 @@
+"""Sums, maxima and lists over ranks. With one process every function returns its input."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+
+def is_distributed() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def rank() -> int:
+    return dist.get_rank() if is_distributed() else 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if is_distributed() else 1
+
+
+def _reduce(values: list[float], operation, device) -> list[float]:
+    if not is_distributed():
+        return values
+    tensor = torch.tensor(values, dtype=torch.float64, device=device)
+    dist.all_reduce(tensor, operation)
+    return tensor.tolist()
+
+
+def all_sum(values: list[float], device: torch.device) -> list[float]:
+    """Sum of each value over the ranks, in float64."""
+    return _reduce(values, dist.ReduceOp.SUM if is_distributed() else None, device)
+
+
+def all_max(values: list[float], device: torch.device) -> list[float]:
+    """Maximum of each value over the ranks."""
+    return _reduce(values, dist.ReduceOp.MAX if is_distributed() else None, device)
+
+
+def gather_objects(items: list[Any]) -> list[Any]:
+    """The lists of all ranks, one after the other in the order of the ranks."""
+    if not is_distributed():
+        return items
+    parts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, items)
+    return [item for part in parts for item in part]
+
+
+def barrier() -> None:
+    if is_distributed():
+        dist.barrier()
+
+
+class MetricSums:
+    """Metrics of one step over micro-batches and ranks.
+
+    `add` takes a dictionary of (sum, count) pairs, reduced to sum/count, or of single values under names that end in
+    `max`, reduced by maximum. Tensors stay on their device until `reduce`.
+    """
+
+    def __init__(self):
+        self._sums: dict[str, tuple[Any, Any]] = {}
+        self._maxima: dict[str, Any] = {}
+
+    def add(self, stats: dict[str, Any]) -> None:
+        for name, value in stats.items():
+            if name.endswith("max"):
+                old = self._maxima.get(name)
+                self._maxima[name] = value if old is None else max(float(old), float(value))
+            else:
+                total, count = self._sums.get(name, (0.0, 0.0))
+                self._sums[name] = (total + value[0], count + value[1])
+
+    def reduce(self, device: torch.device) -> dict[str, float]:
+        """Means and maxima over all ranks; every rank gets them. A rank without a metric contributes nothing."""
+        names = sorted(set(gather_objects(sorted(self._sums))))
+        maxima = sorted(set(gather_objects(sorted(self._maxima))))
+        pairs = [self._sums.get(name, (0.0, 0.0)) for name in names]
+        sums = all_sum([float(x) for pair in pairs for x in pair], device)
+        tops = all_max([float(self._maxima.get(name, float("-inf"))) for name in maxima], device)
+        means = {name: sums[2 * i] / sums[2 * i + 1] for i, name in enumerate(names) if sums[2 * i + 1]}
+        return {**means, **dict(zip(maxima, tops, strict=True))}

@@ -1,0 +1,90 @@
+"""Loading a policy and its tokenizer, from a hub name or a folder, as TRL's ModelConfig describes them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import cast
+
+import torch
+from peft import PeftModel, get_peft_model, load_peft_weights, set_peft_model_state_dict
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from trl import ModelConfig, get_peft_config, get_quantization_config
+
+from alignment.chat.template import ensure_chat_template
+from alignment.errors import UserError
+from alignment.models.policy import Policy
+
+
+def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
+    """The tokenizer beside the weights. Raises UserError when it is missing or has no end token."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"model_name_or_path: no tokenizer could be loaded from {name_or_path}: {error}") from error
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"the tokenizer of {name_or_path} has no eos_token: set one in its tokenizer_config.json")
+    return tokenizer
+
+
+def load_config(name_or_path: str) -> PreTrainedConfig:
+    """The model's configuration without its weights."""
+    try:
+        return AutoConfig.from_pretrained(name_or_path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"model_name_or_path: no configuration could be loaded from {name_or_path}: {error}") from error
+
+
+def load_model(config: ModelConfig) -> PreTrainedModel | PeftModel:
+    """The causal language model, quantised and with LoRA adapters as the configuration asks.
+
+    Weights keep the checkpoint's type unless `dtype` names another one.
+    """
+    if not config.model_name_or_path:
+        raise UserError("model_name_or_path is missing: a hub name or a folder with a transformers checkpoint")
+    dtype = config.dtype if config.dtype in ("auto", None) else getattr(torch, config.dtype)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            config.model_name_or_path,
+            revision=config.model_revision,
+            dtype=dtype or "auto",
+            quantization_config=get_quantization_config(config),
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"model_name_or_path: {config.model_name_or_path} could not be loaded as a causal language model: {error}"
+        ) from error
+    peft_config = get_peft_config(config)
+    return model if peft_config is None else get_peft_model(model, peft_config)
+
+
+def load_policy(config: ModelConfig) -> tuple[Policy, PreTrainedTokenizerBase]:
+    """Policy and tokenizer of `config.model_name_or_path`. A tokenizer without a chat template gets ChatML, and the
+    embeddings grow by the tokens that brings. Raises UserError when tokenizer and model do not belong together."""
+    tokenizer = load_tokenizer(config.model_name_or_path or "")
+    model = load_model(config)
+    rows = cast(nn.Embedding, model.get_input_embeddings()).num_embeddings
+    if len(tokenizer) > rows:
+        raise UserError(
+            f"the tokenizer has {len(tokenizer)} tokens but the model embeds only {rows}: they do not belong together"
+        )
+    ensure_chat_template(tokenizer)
+    if len(tokenizer) > rows:
+        model.resize_token_embeddings(len(tokenizer))
+    return Policy(model), tokenizer
+
+
+def copy_weights(model: PreTrainedModel | PeftModel, path: Path) -> None:
+    """Read a saved checkpoint of the same model (or the same adapters) into `model`, bit for bit."""
+    if isinstance(model, PeftModel):
+        set_peft_model_state_dict(model, load_peft_weights(str(path)))
+        return
+    saved = type(model).from_pretrained(path, dtype=model.dtype)
+    model.load_state_dict(saved.state_dict())

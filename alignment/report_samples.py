@@ -1,0 +1,103 @@
+"""Which sampled completions a report shows, and in which form."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Any
+
+VIEW_SIZE = 24
+MAX_SAMPLES = 120
+MAX_CHARACTERS = 8000
+KNOWN_KEYS = ("step", "prompt", "completion", "reward", "reward_terms", "finish_reason", "verdict", "verdicts")
+
+
+@dataclass(slots=True)
+class SampleView:
+    """One completion ready for the page. views: which of "latest", "best", "worst" it belongs to. share: where its
+    reward lies between the lowest (0) and the highest (100) of the stage, None when unscored."""
+
+    step: int
+    prompt: str
+    parts: list[tuple[str, str]]
+    reward: float | None
+    share: float | None
+    terms: list[tuple[str, str]]
+    facts: list[tuple[str, str]]
+    views: list[str]
+
+
+def select_samples(records: list[dict[str, Any]]) -> list[SampleView]:
+    """The latest step, the best, the worst, and an even choice of the rest; newest first, at most MAX_SAMPLES."""
+    if not records:
+        return []
+    rewards = [_finite(record.get("reward")) for record in records]
+    newest = max(record["step"] for record in records)
+    scored = sorted((i for i, reward in enumerate(rewards) if reward is not None), key=lambda i: (rewards[i], -i))
+    views: dict[int, list[str]] = {}
+    latest = [i for i, record in enumerate(records) if record["step"] == newest][:VIEW_SIZE]
+    # Among equal rewards the later sample comes first on both ends.
+    worst = sorted(scored, key=lambda i: (rewards[i], -i))[:VIEW_SIZE]
+    best = sorted(scored, key=lambda i: (-(rewards[i] or 0.0), -i))[:VIEW_SIZE]
+    for name, chosen in (("latest", latest), ("best", best), ("worst", worst)):
+        for index in chosen:
+            views.setdefault(index, []).append(name)
+    rest = [index for index in range(len(records)) if index not in views]
+    room = MAX_SAMPLES - len(views)
+    for place in range(min(room, len(rest))):
+        views[rest[place * len(rest) // min(room, len(rest))]] = []
+    low, high = (rewards[scored[0]], rewards[scored[-1]]) if scored else (None, None)
+    order = sorted(views, key=lambda index: (-records[index]["step"], index))
+    return [_view(records[index], rewards[index], low, high, views[index]) for index in order]
+
+
+def split_thinking(text: str) -> list[tuple[str, str]]:
+    """("thinking" | "text", piece) in order; an unclosed <think> runs to the end."""
+    pieces = re.split(r"(<think>.*?(?:</think>|\Z))", text, flags=re.DOTALL)
+    return [("thinking" if piece.startswith("<think>") else "text", piece) for piece in pieces if piece]
+
+
+def is_long(text: str) -> bool:
+    """Whether the page shows the text cut off at first."""
+    return len(text) > 400 or text.count("\n") > 6
+
+
+def _view(
+    record: dict[str, Any], reward: float | None, low: float | None, high: float | None, views: list[str]
+) -> SampleView:
+    share = None
+    if reward is not None and low is not None and high is not None:
+        share = 100.0 if high == low else round(100 * (reward - low) / (high - low), 1)
+    prompt, completion = _text(record.get("prompt", "")), _text(record.get("completion", ""))
+    terms = [(name, _number(value)) for name, value in (record.get("reward_terms") or {}).items()]
+    verdicts = record.get("verdicts") or ({"verdict": record["verdict"]} if record.get("verdict") else {})
+    facts = [(name, str(value)) for name, value in verdicts.items()]
+    if record.get("finish_reason"):
+        facts.append(("finish", str(record["finish_reason"])))
+    others = ((name, value) for name, value in record.items() if name not in KNOWN_KEYS)
+    facts += [(name, _shorten(str(value), 80)) for name, value in others if isinstance(value, str | int | float)]
+    parts = split_thinking(_shorten(completion, MAX_CHARACTERS))
+    return SampleView(record["step"], _shorten(prompt, MAX_CHARACTERS), parts, reward, share, terms, facts, views)
+
+
+def _text(value: Any) -> str:
+    """A string as it is; a list of messages as "role: content" blocks."""
+    if isinstance(value, str):
+        return value
+    return "\n".join(f"{message.get('role', '')}: {message.get('content', '')}" for message in value)
+
+
+def _shorten(text: str, limit: int) -> str:
+    return text if len(text) <= limit else f"{text[:limit]}… ({len(text) - limit} more characters)"
+
+
+def _finite(value: Any) -> float | None:
+    if isinstance(value, str) or value is None or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def _number(value: Any) -> str:
+    finite = _finite(value)
+    return "unscored" if finite is None else f"{finite:.3g}"

@@ -1,0 +1,282 @@
+"""The loop that trains every method.
+
+A step asks the algorithm for an episode, and for each of its batches cuts the trees into packed micro-batches, sums
+the losses, divides by the global number of units, clips and updates. Losses come as sums, so any cut into micro-batches
+and any split over ranks gives the same gradient.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from transformers import PreTrainedTokenizerBase
+
+from alignment.checkpoint import newest_checkpoint, random_states, restore_random_states, save_checkpoint
+from alignment.config import TrainConfig
+from alignment.distributed import MetricSums, all_max, all_sum, barrier, rank
+from alignment.errors import UserError
+from alignment.metrics import RunLog
+from alignment.models import Policy
+from alignment.models.load import copy_weights
+from alignment.packing import cut, empty_batch
+from alignment.schedule import learning_rate_at
+from alignment.types import Algorithm, Batch, PackedBatch
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """run() -> metrics, the same on every rank. `metric` (if any) picks the best checkpoint."""
+
+    run: Callable[[], dict[str, float]]
+    metric: str | None = None
+    higher_is_better: bool = True
+
+
+def make_accelerator(config: TrainConfig) -> Accelerator:
+    """One accelerator per process; on a machine without CUDA it stays on the CPU."""
+    set_seed(config.seed)
+    accelerator = Accelerator(
+        cpu=not torch.cuda.is_available(),
+        mixed_precision="bf16" if config.bf16 else "no",
+        log_with=config.report_to or None,
+        project_dir=config.output_dir,
+    )
+    if config.report_to:
+        accelerator.init_trackers(Path(config.output_dir).name)
+    return accelerator
+
+
+def make_optimizer(policy: torch.nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters; weight decay on matrices only."""
+    parameters = [p for p in policy.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    betas = (config.adam_beta1, config.adam_beta2)
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, eps=config.adam_eps, fused=True)
+
+
+class Trainer:
+    """Runs `algorithm` on `policy` for `total_steps`; see TrainConfig for what it saves, evaluates and logs."""
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        policy: Policy,
+        tokenizer: PreTrainedTokenizerBase,
+        algorithm: Algorithm,
+        config: TrainConfig,
+        total_steps: int,
+        evaluation: Evaluation | None = None,
+    ):
+        self.accelerator, self.policy, self.tokenizer = accelerator, policy, tokenizer
+        self.algorithm, self.config, self.total_steps = algorithm, config, total_steps
+        self.evaluation = evaluation
+        self.folder = Path(config.output_dir)
+        self.step = 0
+        self.best: float | None = None
+        if config.gradient_checkpointing:
+            policy.base.gradient_checkpointing_enable()
+        self.optimizer = make_optimizer(policy, config)
+        self.model, self.optimizer = accelerator.prepare(policy, self.optimizer)
+        self.parameters = [p for p in policy.parameters() if p.requires_grad]
+
+    # --- the loop ---------------------------------------------------------------------------------------------------
+
+    def train(self) -> dict[str, float]:
+        """Train to the end (or to a SIGTERM, which saves and stops); returns the last evaluation's metrics."""
+        resumed = self._resume()
+        tracker = self.accelerator.log if self.config.report_to else None
+        log = RunLog(self.folder, self.total_steps, rank() == 0, tracker, self.step if resumed else None)
+        last: dict[str, float] = {}
+        with log, _stop_signal() as stop:
+            log.message(self._describe(resumed))
+            while self.step < self.total_steps:
+                metrics, tokens, samples = self._run_step()
+                log.train(self.step, metrics, tokens)
+                log.samples(self.step, samples[: self.config.samples_per_log])
+                finished = self.step == self.total_steps
+                if self.evaluation and (finished or _due(self.step, self.config.eval_every)):
+                    last = self._evaluate(self.evaluation, log)
+                stopping = bool(all_max([float(stop())], self.accelerator.device)[0])
+                if finished or stopping or _due(self.step, self.config.save_every):
+                    self.save()
+                if stopping and not finished:
+                    log.message(f"stopped by a signal after step {self.step}; the same command goes on from there")
+                    raise SystemExit(143)
+            self.save_model(self.folder / "model")
+        if self.config.report_to:
+            self.accelerator.end_training()
+        return last
+
+    def _run_step(self) -> tuple[dict[str, float], int, list[dict]]:
+        started = time.perf_counter()
+        learning_rate = self._set_learning_rate()
+        with self.accelerator.autocast():
+            episode = self.algorithm.collect(self.step)
+        collected = time.perf_counter()
+        sums = MetricSums()
+        sums.add(episode.stats)
+        tokens = 0
+        self.model.train()
+        for batch in episode.batches:
+            tokens += self._update(batch, sums)
+        self.step += 1
+        sums.add({"time/collect": (collected - started, 1), "time/train": (time.perf_counter() - collected, 1)})
+        metrics = sums.reduce(self.accelerator.device)
+        self.algorithm.after_update(self.step, metrics)
+        tokens = int(all_sum([tokens], self.accelerator.device)[0])
+        return {**metrics, "learning_rate": learning_rate}, tokens, episode.samples
+
+    def _update(self, batch: Batch, sums: MetricSums) -> int:
+        """One optimizer step; returns the tokens this rank processed."""
+        device = self.accelerator.device
+        micros = cut(batch.trees, self.config.max_tokens_per_micro_batch)
+        (units,) = all_sum([batch.units], device)
+        (rounds,) = all_max([len(micros)], device)
+        if not units or not rounds:
+            sums.add({"skipped_updates": (1, 1)})
+            return 0
+        micros += [empty_batch() for _ in range(int(rounds) - len(micros))]
+        world, total = self.accelerator.num_processes, torch.zeros((), device=device)
+        for i, micro in enumerate(micros):
+            last = i == len(micros) - 1
+            self.accelerator.sync_gradients = last
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
+                loss, stats = self._loss(micro.to(device))
+                self.accelerator.backward(loss * (world / units))
+            total += loss.detach()
+            sums.add(stats)
+        norm = self.accelerator.clip_grad_norm_(self.parameters, self.config.max_grad_norm or float("inf"))
+        self._check_finite(norm, micros)
+        sums.add({"loss": (total, batch.units), "grad_norm": (norm, 1), "skipped_updates": (0, 1)})
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return sum(micro.tokens for micro in micros if not micro.empty)
+
+    def _loss(self, micro: PackedBatch):
+        if not micro.empty:
+            return self.algorithm.loss(self.model, micro)
+        # a rank without data takes part in the collectives with a loss of zero
+        return self.model(micro).logprobs_N.sum() * 0.0, {}
+
+    def _check_finite(self, norm: torch.Tensor | None, micros: list[PackedBatch]) -> None:
+        if norm is None or torch.isfinite(norm):
+            return
+        path = self.folder / f"diverged-step-{self.step + 1}-rank-{rank()}.pt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(micros, path)
+        raise UserError(
+            f"step {self.step + 1}: the gradient is not finite, so training stops before the update. The offending "
+            f"micro-batches are in {path} (torch.load with weights_only=False). Lower learning_rate, check the data, "
+            "or train in float32; the same command goes on from the newest checkpoint."
+        )
+
+    def _set_learning_rate(self) -> float:
+        c = self.config
+        value = learning_rate_at(
+            self.step,
+            self.total_steps,
+            c.learning_rate,
+            c.min_learning_rate,
+            c.lr_schedule,
+            c.warmup_steps,
+            c.hold_steps,
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = value
+        return value
+
+    def _evaluate(self, evaluation: Evaluation, log: RunLog) -> dict[str, float]:
+        self.model.eval()
+        with self.accelerator.autocast():
+            metrics = evaluation.run()
+        log.eval(self.step, metrics)
+        if evaluation.metric is not None:
+            value = metrics[evaluation.metric]
+            better = self.best is None or (value > self.best if evaluation.higher_is_better else value < self.best)
+            if better:
+                self.best = value
+                self.save_model(self.folder / "best")
+        return metrics
+
+    def _describe(self, resumed: bool) -> str:
+        count = sum(p.numel() for p in self.parameters)
+        where = f"{self.accelerator.num_processes} process(es) on {self.accelerator.device.type}"
+        start = f"going on after step {self.step}" if resumed else "starting"
+        return f"{start}: {self.total_steps} steps, {count:,} trainable parameters, {where}"
+
+    # --- checkpoints ------------------------------------------------------------------------------------------------
+
+    def save(self) -> Path:
+        """A checkpoint from which the run goes on exactly."""
+        return save_checkpoint(self.folder / "checkpoints", self.step, self._write, self.config.keep_checkpoints)
+
+    def _write(self, path: Path) -> None:
+        torch.save(
+            {"algorithm": self.algorithm.state_dict(), "random": random_states()}, path / f"state-rank-{rank()}.pt"
+        )
+        if rank() == 0:
+            self.save_model(path / "model")
+            torch.save(self.optimizer.state_dict(), path / "optimizer.pt")
+            progress = {"step": self.step, "best": self.best, "total_steps": self.total_steps}
+            (path / "trainer.json").write_text(json.dumps(progress))
+
+    def save_model(self, path: Path) -> None:
+        """A plain transformers checkpoint (or a PEFT adapter) with its tokenizer."""
+        if rank() == 0:
+            self.policy.model.save_pretrained(str(path))
+            self.tokenizer.save_pretrained(path)
+
+    def _resume(self) -> bool:
+        path = self._checkpoint_to_resume()
+        if path is None:
+            return False
+        progress = json.loads((path / "trainer.json").read_text())
+        self.step, self.best = progress["step"], progress["best"]
+        copy_weights(self.policy.model, path / "model")
+        self.optimizer.load_state_dict(torch.load(path / "optimizer.pt", weights_only=True))
+        own = path / f"state-rank-{rank()}.pt"
+        state = torch.load(own if own.exists() else path / "state-rank-0.pt", weights_only=False)
+        self.algorithm.load_state_dict(state["algorithm"])
+        self.algorithm.after_update(self.step, {})
+        if own.exists():
+            restore_random_states(state["random"])
+        barrier()
+        return True
+
+    def _checkpoint_to_resume(self) -> Path | None:
+        say = self.accelerator.print
+        if self.config.resume == "never":
+            return None
+        if self.config.resume != "auto":
+            path = Path(self.config.resume)
+            if not (path / "trainer.json").is_file():
+                raise UserError(f"resume: {path} is not a checkpoint; give a folder …/checkpoints/step-XXXXXXXX")
+            return path
+        return newest_checkpoint(self.folder / "checkpoints", say)
+
+
+def _due(step: int, every: int) -> bool:
+    return bool(every) and step % every == 0
+
+
+@contextlib.contextmanager
+def _stop_signal():
+    """Yields a function that tells whether SIGTERM arrived; the previous handler is restored at the end."""
+    arrived: list[int] = []
+    previous = signal.signal(signal.SIGTERM, lambda number, frame: arrived.append(number))
+    try:
+        yield lambda: bool(arrived)
+    finally:
+        signal.signal(signal.SIGTERM, previous)

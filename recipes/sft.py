@@ -1,0 +1,68 @@
+"""Supervised fine-tuning. `accelerate launch recipes/sft.py --config recipes/qwen2.5/sft.yaml`
+
+Config, rows, model, algorithm, trainer: read from top to bottom, this is the method.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from trl import ModelConfig
+
+import recipes  # noqa: F401  refuses to start when a foreign package shadows ours
+from alignment.algorithms.sft import Sft, heldout_loss
+from alignment.config import TrainConfig, parse
+from alignment.data.load import load_rows
+from alignment.data.sft_rows import encode_sft_rows
+from alignment.errors import UserError
+from alignment.models.load import load_policy
+from alignment.trainer import Evaluation, Trainer, make_accelerator
+from recipes.common import run, write_settings
+
+
+@dataclass
+class SftRecipe:
+    dataset: str = field(default="", metadata={"help": "Local file, folder or hub name of the training rows."})
+    dataset_split: str = field(default="", metadata={"help": "Split of a hub data set or folder."})
+    eval_dataset: str = field(default="", metadata={"help": "Held-out rows; empty = no evaluation."})
+    eval_split: str = ""
+    max_rows: int = field(default=0, metadata={"help": "Use the first rows only; 0 = all."})
+    max_length: int = 2048
+    overflow: Literal["truncate", "drop", "error"] = "truncate"
+    train_on: Literal["all_assistant", "last_assistant"] = "all_assistant"
+    batch_size: int = field(default=128, metadata={"help": "Rows per step, over all ranks."})
+    epochs: float = 1.0
+
+    def __post_init__(self):
+        if not self.dataset:
+            raise UserError("dataset is missing: a local file, a folder or a hub name")
+        if self.batch_size < 1 or self.max_length < 2 or self.epochs <= 0:
+            raise UserError("batch_size, max_length and epochs have to be positive (max_length at least 2)")
+
+
+def load_trees(recipe: SftRecipe, tokenizer, source: str, split: str):
+    rows = load_rows(source, split or None, recipe.max_rows or None)
+    return encode_sft_rows(rows, tokenizer, recipe.max_length, recipe.overflow, recipe.train_on)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    recipe, train, model = parse(SftRecipe, TrainConfig, ModelConfig, arguments=arguments)
+    accelerator = make_accelerator(train)
+    policy, tokenizer = load_policy(model)
+    trees, report = load_trees(recipe, tokenizer, recipe.dataset, recipe.dataset_split)
+    accelerator.print(report.summary())
+    algorithm = Sft(trees, recipe.batch_size, train.seed)
+    evaluation = None
+    if recipe.eval_dataset:
+        heldout, _ = load_trees(recipe, tokenizer, recipe.eval_dataset, recipe.eval_split)
+        budget = train.max_tokens_per_micro_batch
+        evaluation = Evaluation(lambda: heldout_loss(policy, heldout, budget), "loss", higher_is_better=False)
+    write_settings(train.output_dir, recipe, train, model)
+    steps = train.max_steps or max(1, round(recipe.epochs * algorithm.steps_per_epoch))
+    Trainer(accelerator, policy, tokenizer, algorithm, train, steps, evaluation).train()
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,85 @@
+"""Settings from YAML and the command line; what is wrong is named."""
+
+from pathlib import Path
+
+import pytest
+from trl import ModelConfig
+
+from alignment.algorithms.grpo import GrpoConfig
+from alignment.config import TrainConfig, as_dict, parse
+from alignment.errors import UserError
+from recipes.grpo import GrpoRecipe
+from recipes.sft import SftRecipe
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+KINDS = {"sft": (SftRecipe, TrainConfig, ModelConfig), "grpo": (GrpoRecipe, GrpoConfig, TrainConfig, ModelConfig)}
+
+
+def write(tmp_path, text):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    return ["--config", str(path)]
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.rglob("*.yaml")), ids=lambda p: str(p.relative_to(RECIPES)))
+def test_every_recipe_that_ships_parses(path):
+    kind = "grpo" if "grpo" in path.stem else "sft"
+    arguments = ["--config", str(path), "--model_name_or_path", "m", "--dataset", "d", "--output_dir", "o"]
+    assert parse(*KINDS[kind], arguments=arguments)[0].dataset == "d"
+
+
+def test_published_figures_of_the_recipes():
+    sft, train, _ = parse(*KINDS["sft"], arguments=["--config", str(RECIPES / "qwen1/sft.yaml")])
+    assert (sft.batch_size, sft.max_length, train.max_steps, train.warmup_steps) == (128, 2048, 4000, 1430)
+    assert (train.learning_rate, train.adam_beta2, train.adam_eps) == (2e-6, 0.95, 1e-8)
+    recipe, grpo, _, _ = parse(*KINDS["grpo"], arguments=["--config", str(RECIPES / "qwen2.5/grpo.yaml")])
+    assert grpo.prompts_per_step * grpo.group_size == 2048
+    assert recipe.curriculum == "variance"
+
+
+def test_command_line_wins_over_the_file(tmp_path):
+    arguments = write(tmp_path, "output_dir: a\nseed: 3\nlearning_rate: 1e-5\n")
+    (train,) = parse(TrainConfig, arguments=[*arguments, "--seed", "7"])
+    assert (train.seed, train.output_dir, train.learning_rate) == (7, "a", 1e-5)
+
+
+def test_unknown_keys_name_the_nearest_known_one(tmp_path):
+    with pytest.raises(UserError, match="unknown key `learning_rat`; did you mean `learning_rate`"):
+        parse(TrainConfig, arguments=write(tmp_path, "output_dir: a\nlearning_rat: 1\n"))
+    with pytest.raises(UserError, match="unknown option --sed; did you mean `seed`"):
+        parse(TrainConfig, arguments=["--output_dir", "a", "--sed", "1"])
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("seed: soon", "`seed: soon` is not of type int"),
+        ("bf16: 1.5", "`bf16: 1.5` is not of type bool"),
+        ("lr_schedule: cosinus", "is not of type one of constant, linear, cosine"),
+        ("report_to: wandb", "`report_to: wandb` is not of type list"),
+        ("keep_checkpoints: 0", "keep_checkpoints: 0 is not valid, it has to be 1 or more"),
+        ("learning_rate: -1.0", "learning_rate: -1.0 is not valid"),
+    ],
+)
+def test_wrong_values_name_the_key(tmp_path, line, message):
+    with pytest.raises(UserError, match=message):
+        parse(TrainConfig, arguments=write(tmp_path, f"output_dir: a\n{line}\n"))
+
+
+@pytest.mark.parametrize("text", ["- a\n- b\n", "a: [1\n", ""])
+def test_files_that_are_not_settings_are_named(tmp_path, text):
+    with pytest.raises(UserError, match=r"recipe\.yaml"):
+        parse(TrainConfig, arguments=write(tmp_path, text))
+
+
+def test_missing_files_and_values_are_named(tmp_path):
+    with pytest.raises(UserError, match="there is no file"):
+        parse(TrainConfig, arguments=["--config", str(tmp_path / "none.yaml")])
+    with pytest.raises(UserError, match="output_dir is missing"):
+        parse(TrainConfig, arguments=[])
+    with pytest.raises(UserError, match="dataset is missing"):
+        parse(SftRecipe, arguments=[])
+
+
+def test_settings_flatten_for_the_run_folder():
+    assert as_dict(TrainConfig(output_dir="a"), SftRecipe(dataset="d"))["dataset"] == "d"

@@ -1,0 +1,137 @@
+"""choice, json, tool_call, text and the composed verifiers."""
+
+import doctest
+import importlib
+
+import pytest
+
+from verifiers import Verdict, list_verifiers, register_verifier, verifier_info, verify
+from verifiers import registry as registry_module
+
+
+@pytest.mark.parametrize("module", ["response", "choice", "json", "tool_call", "compose", "text"])
+def test_docstring_examples(module):
+    result = doctest.testmod(importlib.import_module(f"verifiers.{module}"))
+    assert result.attempted > 0 and result.failed == 0
+
+
+def check(name, response, row, status):
+    verdict = verify(name, response, row)
+    assert verdict.status == status, verdict
+
+
+CITIES = {"answer": "B", "choices": ["Rome", "Paris", "Bonn"]}
+
+
+@pytest.mark.parametrize(
+    ("response", "status"),
+    [
+        ("B", "pass"), ("(b)", "pass"), ("B. Paris", "pass"), ("B) Rome", "unparsed"), ("The answer is B.", "pass"),
+        ("Paris", "pass"), (r"\boxed{B}", "pass"), (r"\boxed{\text{C}}", "fail"), ("<think>B</think>A", "fail"),
+        ("<think>B", "unparsed"), ("A or B", "unparsed"), ("A, B", "unparsed"), ("D", "unparsed"), ("", "unparsed"),
+        ("The answer is a city on the Seine, so I am not sure", "unparsed"), ("**Answer: (B)**", "pass"),
+    ],
+)  # fmt: skip
+def test_choice(response, status):
+    check("choice", response, CITIES, status)
+
+
+def test_choice_refuses_a_row_whose_answer_is_no_option():
+    check("choice", "B", {"answer": "D", "choices": ["x", "y"]}, "error")
+    check("choice", "B", {"answer": 2, "choices": ["x", "y"]}, "error")
+
+
+@pytest.mark.parametrize(
+    ("response", "row", "status"),
+    [
+        ('text\n```json\n{"a": 1}\n```\n', {"schema": {"required": ["a"]}}, "pass"),
+        ('{"a": 1} and more', {}, "unparsed"), ("NaN", {}, "unparsed"), ("[" * 100_000, {}, "unparsed"),
+        ('{"a": 1.0}', {"answer": {"a": 1}}, "pass"), ('{"a": true}', {"answer": {"a": 1}}, "fail"),
+        ("1", {"schema": {"type": "nonsense"}}, "error"), ("1", {"schema": '{"type": "integer"}'}, "pass"),
+    ],
+    ids=range(8),
+)  # fmt: skip
+def test_json(response, row, status):
+    check("json", response, row, status)
+
+
+def call(name, arguments):
+    return f'<tool_call>\n{{"name": "{name}", "arguments": {arguments}}}\n</tool_call>'
+
+
+EXPECTED = [{"name": "f", "arguments": {"x": 1}}, {"function": {"name": "g", "arguments": '{"y": [2]}'}}]
+
+
+@pytest.mark.parametrize(
+    ("response", "row", "status"),
+    [
+        (call("f", '{"x": 1}') + call("g", '{"y": [2]}'), {"tool_calls": EXPECTED}, "pass"),
+        (call("g", '{"y": [2]}') + call("f", '{"x": 1}'), {"tool_calls": EXPECTED}, "fail"),
+        (call("g", '{"y": [2]}') + call("f", '{"x": 1}'), {"tool_calls": EXPECTED, "any_order": True}, "pass"),
+        (call("f", '{"x": true}') + call("g", '{"y": [2]}'), {"tool_calls": EXPECTED}, "fail"),
+        (call("f", '{"x": 1}') * 2, {"tool_calls": EXPECTED, "any_order": True}, "fail"),
+        ("no call", {"tool_calls": []}, "pass"), (call("f", "{}"), {"tool_calls": []}, "fail"),
+        (call("f", "{broken"), {"tool_calls": EXPECTED}, "unparsed"),
+        ("", {"tool_calls": [{"arguments": {}}]}, "error"),
+    ],
+    ids=range(9),
+)  # fmt: skip
+def test_tool_call(response, row, status):
+    check("tool_call", response, row, status)
+
+
+@pytest.mark.parametrize(
+    ("response", "row", "status"),
+    [
+        ("Paris", {"answer": "paris."}, "pass"), ("Paris", {"answer": "paris", "match": "exact"}, "fail"),
+        ("It is Paris, I think", {"answer": "Paris", "match": "contains"}, "pass"),
+        ("comparison", {"answer": "paris", "match": "contains"}, "fail"),
+        ("the cat sat on the mat", {"answer": "the cat sat on the mat", "match": "bleu"}, "pass"),
+        ("the cat sat on the mat", {"answer": "a dog ran in a park", "match": "chrf", "threshold": 0.5}, "fail"),
+        ("<think>Paris", {"answer": "Paris"}, "unparsed"), ("a b", {"min_words": 3}, "fail"),
+        ("a b", {"contains": ["a", "c"]}, "fail"), ("ab", {"pattern": "a"}, "fail"), ("ab", {"pattern": "(a"}, "error"),
+        ("a" * 60 + "b", {"pattern": "(a+)+c"}, "timeout"), ("a", {}, "error"),
+        ("a", {"answer": "a", "match": "?"}, "error"),
+        ("!", {"answer": "?"}, "fail"),
+    ],
+    ids=range(15),
+)  # fmt: skip
+def test_text(response, row, status):
+    check("text", response, row, status)
+
+
+@pytest.fixture
+def four(monkeypatch):
+    monkeypatch.setattr(registry_module, "_registered", dict(registry_module._registered))
+    outcomes = {"good": (1.0, "pass"), "half": (0.5, "fail"), "mute": (0.0, "unparsed"), "sick": (None, "error")}
+    for name, outcome in outcomes.items():
+        register_verifier(name)(lambda response, row, outcome=outcome: Verdict(*outcome))
+
+
+@pytest.mark.parametrize(
+    ("name", "parts", "score", "status"),
+    [
+        ("all_of", ["good", "good"], 1.0, "pass"), ("all_of", ["good", "half"], 0.5, "fail"),
+        ("all_of", ["good", "sick"], None, "error"), ("all_of", ["half", "sick"], 0.5, "fail"),
+        ("all_of", ["good", "mute"], 0.0, "unparsed"), ("any_of", ["half", "good"], 1.0, "pass"),
+        ("any_of", ["sick", "good"], 1.0, "pass"), ("any_of", ["half", "sick"], None, "error"),
+        ("any_of", ["half", "mute"], 0.5, "fail"), ("weighted", {"good": 3, "half": 1}, 0.875, "fail"),
+        ("weighted", {"good": 1, "sick": 0}, None, "error"), ("weighted", {"good": 2}, 1.0, "pass"),
+        ("weighted", {"good": 0}, None, "error"), ("all_of", ["goo"], None, "error"), ("any_of", [], None, "error"),
+    ],
+)  # fmt: skip
+def test_composition(four, name, parts, score, status):
+    verdict = verify(name, "x", {"verifiers": parts})
+    assert (verdict.score, verdict.status) == (score, status), verdict
+
+
+def test_by_task_reads_the_verifier_from_the_row(four):
+    check("by_task", "4", {"task": "math", "answer": 4}, "pass")
+    check("by_task", "4", {"task": "half"}, "fail")
+    assert "did you mean 'math'" in verify("by_task", "4", {"task": "maths", "answer": 4}).detail
+
+
+def test_every_builtin_is_registered_by_the_module_that_the_registry_names():
+    for name in list_verifiers():
+        info = verifier_info(name)
+        assert info.name == name and info.fn.__doc__

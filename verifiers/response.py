@@ -1,0 +1,30 @@
+"""The part of a response that is its answer."""
+
+from __future__ import annotations
+
+import re
+
+_THINK_END, _THINK_START = "</think>", "<think>"
+_FENCE = re.compile(r"^[ \t]*```[ \t]*([\w+-]*)[^\n]*\n(.*?)^[ \t]*```[ \t]*$", re.MULTILINE | re.DOTALL)
+
+
+def outside_thinking(response: str) -> str | None:
+    """The text after the last `</think>`, the whole response when there is no block, None when a block is unclosed.
+
+    >>> outside_thinking("<think>hm</think> 4")
+    ' 4'
+    >>> outside_thinking("<think>hm") is None
+    True
+    """
+    _, found, after = response.rpartition(_THINK_END)
+    text = after if found else response
+    return None if _THINK_START in text else text
+
+
+def fenced_blocks(text: str) -> list[tuple[str, str]]:
+    """(language, content) of the closed fenced blocks, in order.
+
+    >>> fenced_blocks("as\\n```json\\n{}\\n```\\n")
+    [('json', '{}\\n')]
+    """
+    return [(match[1].lower(), match[2]) for match in _FENCE.finditer(text)]
