@@ -3,6 +3,8 @@ host promises: refusal, leftovers, threads, forks, a template that never sees a 
 
 from __future__ import annotations
 
+import errno
+import json
 import os
 import re
 import signal
@@ -14,7 +16,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.sandbox_modes import ATTEMPT, MODES, RAW, open_mode, printed, run, secret
-from verifiers.sandbox import Job, Limits, Sandbox, SandboxError, local
+from verifiers.sandbox import Job, Limits, Sandbox, SandboxError, jail, local, template, watch
 from verifiers.sandbox.syscall_numbers import NUMBERS
 
 __all__ = ["secret"]  # a fixture
@@ -116,6 +118,28 @@ def test_a_protection_that_cannot_be_put_up_stops_the_job(tier):
     with open_tier(tier) as sandbox:
         outcome = sandbox.run(Job("program", {"source": "print(1)", "stdin": ""}, Limits(memory_mb=1 << 60)))
         assert outcome.status == "setup" and not outcome.stdout
+
+
+def test_a_machine_out_of_processes_is_a_setup_failure_and_the_template_lives(monkeypatch):
+    def refuse(*_: object) -> int:
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(template, "fork_jail", refuse)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    place = jail.Place("flat", 0, (0, 0), [], ["/nowhere"], [], [], frozenset())
+    server = template.Template(theirs, place, watch.Watcher(0, "flat"))
+    job = Job("program", {"source": "", "stdin": ""})
+    for _ in range(3):  # the slot is free again each time
+        status, readings = local._send(ours, threading.Lock(), [job])
+        assert server.accept()
+        report = json.loads(status.recv(4096))
+        assert report["code"] == 1 and "Resource temporarily unavailable" in report["setup"]
+        status.close()
+        for fd in readings[0].ends:
+            os.close(fd)
+    ours.close()
+    assert not server.accept()
+    theirs.close()
 
 
 def test_unknown_tier_and_unknown_switch_are_errors():

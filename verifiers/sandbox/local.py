@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from . import jail
-from .job import EXIT_BY_STATUS, STATUS_BY_EXIT, Job, Outcome, SandboxError, Status
+from .job import EXIT_BY_STATUS, STATUS_BY_EXIT, Job, Limits, Outcome, SandboxError, Status
 from .syscall_numbers import ARCH
 
 TIERS = ("namespaces", "flat")
@@ -132,7 +132,7 @@ class Sandbox:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._work = ""
         if tier == "flat" or self._config["off"]:
-            self._work = tempfile.mkdtemp(prefix="sandbox-", dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None)
+            self._work = tempfile.mkdtemp(prefix="sandbox-", dir=_roomy_memory(self._config["slots"]))
         config = json.dumps({**self._config, "tier": tier, "work": self._work})
         # sys._base_executable: the interpreter without the virtual environment's packages.
         python = getattr(sys, "_base_executable", None) or sys.executable
@@ -213,6 +213,16 @@ class Sandbox:
                         for fd in reading.ends:
                             os.close(fd)
         return [_outcome(reading) for reading in readings]
+
+
+def _roomy_memory(slots: int) -> str | None:
+    """/dev/shm when every slot may fill its directory there at the default limit (containers often have 64 MiB)."""
+    try:
+        space = os.statvfs("/dev/shm")
+    except OSError:
+        return None
+    roomy = space.f_bavail * space.f_frsize >= slots * Limits().disk_mb << 20
+    return "/dev/shm" if roomy and os.access("/dev/shm", os.W_OK) else None
 
 
 def probe() -> dict[str, str]:

@@ -85,13 +85,23 @@ class Template:
             self.start(group, index, spec, mine)
             for fd in mine:
                 os.close(fd)
+        if not group.jails:
+            group.status.close()
+            return True
         self.by_fd[group.status.fileno()] = group
         self.poll.register(group.status, select.EPOLLIN)
         return True
 
     def start(self, group: Group, index: int, spec: dict[str, Any], fds: list[int]) -> None:
         limits, slot = Limits(**spec["limits"]), self.free_slots.pop()
-        pid = fork_jail(self.place, slot, spec["kind"], spec["processes"], limits, fds, group.status.fileno(), index)
+        status = group.status.fileno()
+        try:
+            pid = fork_jail(self.place, slot, spec["kind"], spec["processes"], limits, fds, status, index)
+        except OSError as error:  # the machine is out of processes or memory
+            self.free_slots.append(slot)
+            report = {"index": index, "setup": str(error), "code": 1, "wall_s": 0.0, "cpu_s": 0.0, "rss_mb": 0.0}
+            group.status.send(json.dumps(report).encode())
+            return
         jailed = Running(index, pid, os.pidfd_open(pid), slot, limits, group, time.monotonic())
         group.jails.append(jailed)
         self.by_fd[jailed.pidfd] = jailed
