@@ -80,6 +80,6 @@ def test_score_file_survives_a_torn_line_and_goes_on(tmp_path):
 
 def test_score_file_of_another_model_is_refused_with_both_fingerprints(tmp_path):
     ScoreFile(tmp_path / "s.jsonl", PRINTS).append({"a": score(1)})
-    with pytest.raises(UserError, match="another model .fingerprint m, this run's is other"):
+    with pytest.raises(UserError, match=r"another model .fingerprint m, this run's is other"):
         ScoreFile(tmp_path / "s.jsonl", {**PRINTS, "model": "other"}).read()
     assert fingerprint(1, "a") != fingerprint(1, "b")

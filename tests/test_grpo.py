@@ -143,7 +143,10 @@ def test_importance_weights_are_capped_from_above_only():
 # --- the algorithm ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("settings", [{}, {"mini_batches": 2, "episode_epochs": 2}, {"old_logprobs": "recompute", "episode_epochs": 2}])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"mini_batches": 2, "episode_epochs": 2}, {"old_logprobs": "recompute", "episode_epochs": 2}],
+)
 def test_first_update_has_ratio_one_and_kl_zero(settings):
     algorithm = make(beta=0.1, **settings)
     batch = algorithm.collect(0).batches[0]

@@ -22,15 +22,16 @@ from alignment.trainer import Evaluation, Trainer, make_accelerator
 from alignment.types import Batch, Episode
 from tests.tiny import tiny_model, tiny_tokenizer
 from tests.training import rows, train, weights_hash
+from tests.training_grpo import train_grpo
 
 ROOT = Path(__file__).parent.parent
 
 
-def start(folder, *arguments, ranks=1, **environment):
+def start(folder, *arguments, ranks=1, module="tests.training", **environment):
     launcher = [sys.executable, "-m"]
     if ranks > 1:
         launcher += ["torch.distributed.run", f"--nproc_per_node={ranks}", "--master_port=0", "--standalone", "-m"]
-    command = [*launcher, "tests.training", str(folder), *map(str, arguments)]
+    command = [*launcher, module, str(folder), *map(str, arguments)]
     env = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
     return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
@@ -138,6 +139,36 @@ def test_two_ranks_follow_the_single_process(tmp_path):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
         assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-4)
         assert a["tokens"] == b["tokens"]
+
+
+@pytest.mark.slow
+def test_two_ranks_sample_score_and_train_as_one_process_does_in_grpo(tmp_path):
+    """Three prompts on two ranks: uneven shares, the same samples, the same baselines, the same update."""
+    finish(start(tmp_path / "one", 4, module="tests.training_grpo"))
+    finish(start(tmp_path / "two", 4, ranks=2, module="tests.training_grpo"))
+    one, two = (read_metrics(tmp_path / x / "metrics.jsonl", "train") for x in ("one", "two"))
+    for a, b in zip(one, two, strict=True):
+        for name in ("reward", "loss", "grad_norm", "completion_length/mean", "flat_groups", "unscored", "entropy"):
+            assert a[name] == pytest.approx(b[name], rel=1e-4, abs=1e-6), name
+
+
+def test_grpo_with_the_real_engine_resumes_bit_for_bit(tmp_path):
+    straight = weights_hash(train_grpo(str(tmp_path / "a"), 4))
+    train_grpo(str(tmp_path / "b"), 2)
+    assert weights_hash(train_grpo(str(tmp_path / "b"), 4)) == straight
+    ratios = read_metrics(tmp_path / "a" / "metrics.jsonl", "train")
+    for line in ratios:  # top-k sampling, yet every ratio to the sampler is one (invariants 3 and 7)
+        assert line["sampler_ratio/mean"] == pytest.approx(1.0, abs=1e-4)
+        assert line["sampler_ratio/outside"] == 0
+
+
+@pytest.mark.slow
+def test_bfloat16_autocast_trains_close_to_float32(tmp_path):
+    for name, bf16 in (("float32", ""), ("bfloat16", "1")):  # a process takes one precision
+        finish(start(tmp_path / name, 3, TESTS_NO_DROPOUT="1", TESTS_BF16=bf16))
+    a, b = (read_metrics(tmp_path / x / "metrics.jsonl", "train") for x in ("float32", "bfloat16"))
+    assert a[0]["loss"] != b[0]["loss"]
+    assert [x["loss"] for x in a] == pytest.approx([x["loss"] for x in b], rel=0.02)
 
 
 def test_damaged_checkpoints_are_named_and_passed_over(tmp_path):

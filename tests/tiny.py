@@ -97,7 +97,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def tiny_config(arch: str = "qwen3", **overrides: Any) -> PreTrainedConfig:
-    """The configuration of `tiny_model`: 2 layers, width 64, 4 heads, 2 key-value heads, vocabulary of the tokenizer."""
+    """The configuration of `tiny_model`: 2 layers, width 64, 4 heads, 2 key-value heads, the tokenizer's vocabulary."""
     tokenizer = _trained_tokenizer()
     shape = {**SHAPE, **(MOE_SHAPE if arch.endswith("_moe") else {})}
     if arch == "qwen2_moe":

@@ -53,6 +53,9 @@ def train(output_dir: str, steps: int = 6, algorithm=None, policy=None, **settin
 if __name__ == "__main__":
     torch.set_num_threads(1)
     folder, steps, save_every, max_tokens = [*sys.argv[1:], "6", "1", "16384"][:4]
-    policy = train(folder, int(steps), save_every=int(save_every), max_tokens_per_micro_batch=int(max_tokens))
+    bf16 = bool(os.environ.get("TESTS_BF16"))
+    policy = train(
+        folder, int(steps), save_every=int(save_every), max_tokens_per_micro_batch=int(max_tokens), bf16=bf16
+    )
     if int(os.environ.get("RANK", 0)) == 0:
         Path(folder, "hash.json").write_text(json.dumps(weights_hash(policy)))

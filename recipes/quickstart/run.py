@@ -28,7 +28,8 @@ from recipes.quickstart.tokenizer import build_tokenizer
 
 HERE = Path(__file__).parent
 VOCABULARY = 512
-SFT_ROWS, GRPO_PROMPTS, HELDOUT_SFT, HELDOUT_PROBLEMS, HELDOUT_SAMPLES = 8000, 2000, 200, 300, 4
+SFT_ROWS, GRPO_PROMPTS, HELDOUT_SFT, HELDOUT_PROBLEMS, HELDOUT_SAMPLES = 8000, 1500, 200, 300, 4
+TERSE_SHARE = 0.4  # of the demonstrations give the result without working it out
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -39,7 +40,7 @@ def prepare(folder: Path, seed: int) -> None:
     """Problems, tokenizer and base model of one seed."""
     data = folder / "data"
     data.mkdir(parents=True, exist_ok=True)
-    demonstrations = make_problems(SFT_ROWS, seed)
+    demonstrations = make_problems(SFT_ROWS, seed, terse_share=TERSE_SHARE)
     prompts = make_problems(GRPO_PROMPTS, seed + 1, exclude={row["id"] for row in demonstrations})
     heldout = make_problems(HELDOUT_SFT + HELDOUT_PROBLEMS, seed + 2, split="heldout")
     write_rows(data / "sft.jsonl", demonstrations)

@@ -1,0 +1,51 @@
+"""A small real GRPO run with the embedded engine, for tests over ranks and resumes.
+
+python -m tests.training_grpo OUTPUT_DIR [steps] [save_every]
+"""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import torch
+
+from alignment.algorithms.grpo import Grpo, GrpoConfig
+from alignment.config import TrainConfig
+from alignment.data.curriculum import Curriculum
+from alignment.models import Policy
+from alignment.rollout import TransformersEngine
+from alignment.trainer import Trainer, make_accelerator
+from alignment.types import Prompt, Rollout, Sampling
+from tests.tiny import tiny_model, tiny_tokenizer
+
+
+def count_low_tokens(rollouts: list[Rollout]) -> dict[str, float]:
+    """Reward: the share of tokens below 100; some samples have no signal, some are unscored."""
+    for r in rollouts:
+        r.reward = None if r.token_ids[0] % 11 == 0 else float(np.mean([t < 100 for t in r.token_ids]))
+    return {"rewards/low": 0.0}
+
+
+def train_grpo(folder: str, steps: int = 4, save_every: int = 0, **settings) -> Policy:
+    config = TrainConfig(output_dir=folder, learning_rate=3e-3, max_tokens_per_micro_batch=80, save_every=save_every)
+    accelerator = make_accelerator(config)
+    policy = Policy(tiny_model("qwen3"))
+    rng = np.random.default_rng(0)
+    prompts = [Prompt(f"p{i}", [], rng.integers(5, 300, 4 + 3 * i).tolist()) for i in range(5)]
+    algorithm = Grpo(
+        policy,
+        TransformersEngine(policy.model, tiny_tokenizer(), max_rows=6),
+        prompts,
+        count_low_tokens,
+        Curriculum([p.id for p in prompts], "variance", seed=0),
+        GrpoConfig(**{"prompts_per_step": 3, "group_size": 4, "resample_prompts": 1, **settings}),
+        Sampling(max_tokens=9, seed=2, top_k=50, stop_token_ids=tuple(range(60))),
+    )
+    Trainer(accelerator, policy, tiny_tokenizer(), algorithm, config, steps).train()
+    return policy
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    train_grpo(sys.argv[1], *map(int, sys.argv[2:]))
