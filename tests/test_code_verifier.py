@@ -1,0 +1,383 @@
+"""The `code` verifier: row forms, limits, languages, and what counts as whose fault."""
+
+from __future__ import annotations
+
+import doctest
+import shutil
+from collections.abc import Iterator
+
+import pytest
+
+from verifiers.code import check, code, code_weak, compare, extract, use_backend
+from verifiers.code.extract import extract_code
+from verifiers.code.languages import MissingTool
+from verifiers.code.task import read_task
+from verifiers.sandbox import Sandbox, SandboxError
+from verifiers.sandbox.job import Limits
+from verifiers.verdict import Verdict
+
+ADD = "def add(a, b):\n    return a + b"
+ADD_CASES = {
+    "entry_point": "add",
+    "cases": [{"args": [1, 2], "expected": 3}, {"kwargs": {"a": 5, "b": 5}, "expected": 10}],
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def backend() -> Iterator[Sandbox]:
+    try:
+        sandbox = Sandbox(workers=2)
+    except SandboxError as error:
+        pytest.skip(str(error))
+    use_backend(sandbox)
+    yield sandbox
+    use_backend(None)
+    sandbox.close()
+
+
+def judge(source: str, row: dict, language: str = "python") -> Verdict:
+    return code(f"Here it is.\n```{language}\n{source}\n```\nDone.", row)
+
+
+def test_docstring_examples_hold():
+    for module in (extract, compare):
+        assert doctest.testmod(module).failed == 0
+
+
+# Extraction
+
+
+def test_last_block_outside_thinking_counts():
+    response = "<think>\n```python\na = 1\n```\n</think>\n```python\na = 2\n```\ntext\n```python\na = 3\n```"
+    assert extract_code(response) == "a = 3\n"
+
+
+def test_block_inside_an_unfinished_thinking_block_does_not_count():
+    assert extract_code("<think>\n```python\na = 1\n```") is None
+
+
+def test_sample_output_after_the_program_is_not_the_program():
+    assert extract_code("```python\na = 1\n```\nIt prints:\n```text\n1\n```") == "a = 1\n"
+
+
+def test_longer_fence_may_hold_a_shorter_one():
+    assert extract_code('````python\nx = """\n```\n"""\n````') == 'x = """\n```\n"""\n'
+
+
+@pytest.mark.parametrize("response", ["", "def add(a, b): return a + b", "```python\n\n```", "<think>never ends"])
+def test_response_without_code_is_unparsed(response):
+    verdict = code(response, ADD_CASES)
+    assert (verdict.status, verdict.score) == ("unparsed", 0.0)
+
+
+# Row forms
+
+
+def test_cases_compare_values():
+    assert judge(ADD, ADD_CASES).status == "pass"
+    assert judge("def add(a, b):\n    return 3", ADD_CASES).status == "fail"
+
+
+@pytest.mark.parametrize(
+    ("returned", "expected", "status"),
+    [
+        ("1", 1, "pass"),
+        ("True", 1, "fail"),
+        ("1.0", 1, "fail"),
+        ("1", 1.0, "fail"),
+        ("0.1 + 0.2", 0.3, "pass"),
+        ("0.3001", 0.3, "fail"),
+        ("float('nan')", float("nan"), "pass"),
+        ("(1, 2)", [1, 2], "pass"),
+        ("[1, 2]", (1, 2), "fail"),
+        ("{1, 2}", [1, 2], "fail"),
+        ("{'a': [1]}", {"a": [1]}, "pass"),
+        ("{1: 2}", {"1": 2}, "fail"),
+        ("{True: 2}", {1: 2}, "fail"),
+        ("'1'", 1, "fail"),
+        ("2 ** 100", 2**100, "pass"),
+        ("None", None, "pass"),
+        ("b'x'", b"x", "pass"),
+        ("'\\ud800'", "\ud800", "pass"),
+        ("__import__('collections').Counter('aab')", {"a": 2, "b": 1}, "pass"),
+        ("__import__('decimal').Decimal('1.50')", 1.5, "fail"),
+    ],
+)
+def test_values_compare_with_strict_types(returned, expected, status):
+    row = {"entry_point": "f", "cases": [{"args": [], "expected": expected}]}
+    assert judge(f"def f():\n    return {returned}", row).status == status
+
+
+def test_tolerance_is_the_rows():
+    row = {"entry_point": "f", "cases": [{"expected": 1.0}], "tolerance": 0.1}
+    assert judge("def f(): return 1.05", row).status == "pass"
+    assert judge("def f(): return 1.2", row).status == "fail"
+
+
+def test_entry_point_may_be_a_method():
+    row = {**ADD_CASES, "entry_point": "Solution.add"}
+    assert judge("class Solution:\n    def add(self, a, b):\n        return a + b", row).status == "pass"
+
+
+def test_check_function_with_helpers_of_the_prompt():
+    prompt = 'def double(x):\n    return 2 * x\n\ndef halve(x):\n    """Inverse of double."""\n'
+    row = {"prompt": prompt, "entry_point": "halve", "test": "def check(c):\n    assert c(double(7)) == 7\n"}
+    assert judge("def halve(x):\n    return x // 2", row).status == "pass"
+    assert judge("    return x // 2", row).status == "pass"  # a continuation of the prompt
+    cheat = "def double(x):\n    return x\n\ndef halve(x):\n    return x"
+    assert judge(cheat, row).status == "fail"  # the tests use the prompt's own helper
+
+
+def test_asserts_find_the_function_by_their_own_text():
+    row = {"tests": ["assert add(1, 2) == 3", "assert add('a', 'b') == 'ab'"]}
+    assert judge(ADD, row).status == "pass"
+
+
+def test_standard_modules_in_asserts_are_the_real_ones():
+    row = {"tests": ["assert math.isclose(f(), 2.5)", "assert set(f2()) == {1}"]}
+    fake = "class math:\n    isclose = lambda *a: True\nset = lambda *a: {1}\n"
+    assert judge(fake + "def f(): return 0.0\ndef f2(): return [2]", row).status == "fail"
+    assert judge("def f(): return 2.5\ndef f2(): return [1, 1]", row).status == "pass"
+
+
+def test_setup_runs_before_the_asserts():
+    row = {"setup": "import math\nTAU = 2 * math.pi", "tests": ["assert abs(f() - TAU) < 1e-9"]}
+    assert judge("import math\ndef f(): return 2 * math.pi", row).status == "pass"
+
+
+def test_work_in_place_reaches_the_tests():
+    row = {"entry_point": "f", "test": "def check(f):\n    x = [2, 1]\n    f(x)\n    assert x == [1, 2]\n"}
+    assert judge("def f(x): x.sort()", row).status == "pass"
+    assert judge("def f(x): sorted(x)", row).status == "fail"
+
+
+def test_expected_exceptions_arrive_by_their_type():
+    test = "def check(f):\n    try:\n        f()\n    except ValueError:\n        return\n    assert False\n"
+    row = {"entry_point": "f", "test": test}
+    assert judge("class Own(ValueError): pass\ndef f(): raise Own('x')", row).status == "pass"
+    assert judge("def f(): raise KeyError('x')", row).status == "fail"
+    assert judge("def f(): return 1", row).status == "fail"
+
+
+STACK = """
+class Node:
+    def __init__(self, value): self.value, self.next = value, None
+class Stack:
+    def __init__(self, items=()): self.items = list(items)
+    def push(self, item): self.items.append(item); return self
+    def pop(self): return self.items.pop()
+    def __len__(self): return len(self.items)
+    def __iter__(self): return iter(self.items)
+    def __getitem__(self, i): return self.items[i]
+    def __str__(self): return f'Stack({self.items})'
+    def __add__(self, other): return Stack(self.items + other.items)
+def evens():
+    n = 0
+    while True:
+        yield n
+        n += 2
+"""
+
+
+@pytest.mark.parametrize(
+    "test",
+    [
+        "s = Stack(); s.push(1).push(2); assert s.pop() == 2 and len(s) == 1",
+        "assert list(Stack([3, 4])) == [3, 4]",
+        "assert 4 in Stack([3, 4])",
+        "assert Stack([3, 4])[1] == 4",
+        "assert str(Stack([3])) == 'Stack([3])'",
+        "assert (Stack([1]) + Stack([2])).items == [1, 2]",
+        "n = Node(5); n.next = Node(6); assert n.next.value == 6",
+        "s = Stack(); assert s.push(1) == s and isinstance(s, Stack) and not isinstance(s, Node)",
+        "e = evens(); assert [next(e) for _ in range(3)] == [0, 2, 4]",
+        "from itertools import islice; assert list(islice(evens(), 3)) == [0, 2, 4]",
+    ],
+)
+def test_objects_travel_as_handles(test):
+    assert judge(STACK, {"tests": [test]}).status == "pass"
+
+
+@pytest.mark.parametrize(
+    "test", ["assert len(Stack([3, 4])) == 3", "assert list(Stack([3])) == [4]", "assert Stack([3])"]
+)
+def test_handles_can_fail_a_test(test):
+    assert judge(STACK, {"tests": [test]}).status == "fail"
+
+
+def test_guarded_example_code_does_not_run():
+    assert judge(ADD + "\nif __name__ == '__main__':\n    add(int(input()), 1)", ADD_CASES).status == "pass"
+
+
+def test_stdio_compares_whole_output():
+    row = {"stdio": [{"stdin": "2\n3\n", "stdout": "5\n"}, {"stdin": "1 \n1\n", "stdout": "2"}]}
+    assert judge("print(int(input()) + int(input()))", row).status == "pass"
+    assert judge("print(5)", row).status == "fail"
+
+
+def test_stdio_of_many_lines_does_not_block():
+    text = "x" * 79 + "\n"
+    row = {"stdio": [{"stdin": text * 20000, "stdout": text * 20000}], "time_limit_s": 20}
+    assert judge("import sys\nsys.stdout.write(sys.stdin.read())", row).status == "pass"
+
+
+# Scores and statuses
+
+
+def test_partial_credit_counts_tests():
+    row = {**ADD_CASES, "partial_credit": True}
+    assert judge("def add(a, b):\n    return 3", row).score == 0.5
+    row = {"tests": ["assert add(1, 2) == 3", "assert add(2, 2) == 5", "assert add(0, 0) == 0"], "partial_credit": True}
+    assert judge(ADD, row).score == pytest.approx(2 / 3)
+    row = {"stdio": [{"stdin": "", "stdout": "1"}, {"stdin": "", "stdout": "2"}], "partial_credit": True}
+    assert judge("print(1)", row).score == 0.5
+
+
+def test_limits_are_the_rows():
+    row = {"stdio": [{"stdin": "", "stdout": ""}], "time_limit_s": 0.3, "memory_limit_mb": 32}
+    assert judge("while True: pass", row).status == "timeout"
+    verdict = judge("x = bytearray(64 << 20)", row)
+    assert verdict.status == "fail" and "32 MiB of memory" in verdict.detail
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({}, "exactly one of"),
+        ({"tests": ["assert 1"], "cases": [{"expected": 1}], "entry_point": "f"}, "exactly one of"),
+        ({"test": "def check(c): pass"}, "entry_point"),
+        ({"tests": "assert f() == 1"}, "'tests' must be a list"),
+        ({"entry_point": "f", "cases": [{"args": []}]}, "'expected'"),
+        ({"stdio": [{"stdin": ""}]}, "'stdio'[0]"),
+        ({"stdio": [{"stdin": "", "stdout": ""}], "language": "cobol"}, "'language'"),
+        ({"stdio": [{"stdin": "", "stdout": ""}], "time_limit_s": -1}, "'time_limit_s'"),
+        ({"tests": ["assert ("]}, "does not compile"),
+        ({"entry_point": "f", "test": "x = 1"}, "no function 'check'"),
+        ({"entry_point": "f", "test": "import no_such_module"}, "no_such_module"),
+        ({"tests": ["assert f(lambda: 1) == 1"]}, "only plain data"),
+        ({"tests": ["assert f() == 1"], "language": "java"}, "code_weak"),
+    ],
+)
+def test_fault_of_the_row_is_an_error_and_unscored(row, message):
+    language = row.get("language", "python")
+    verdict = judge("def f(*a):\n    return 1", row, language)
+    assert verdict.status == "error" and verdict.score is None and message in verdict.detail, verdict
+
+
+def test_machine_without_a_sandbox_is_an_error(monkeypatch):
+    def refuse():
+        raise SandboxError("no sandbox tier works on this machine")
+
+    monkeypatch.setattr("verifiers.code.current_backend", refuse)
+    verdict = judge(ADD, ADD_CASES)
+    assert verdict.status == "error" and "no sandbox tier" in verdict.detail
+
+
+# Languages
+
+REVERSE = {
+    "javascript": "const s = require('fs').readFileSync(0, 'utf8').trim();\nconsole.log([...s].reverse().join(''));",
+    "c": '#include <stdio.h>\n#include <string.h>\nint main() { char s[99]; scanf("%98s", s);\n'
+    'for (int i = strlen(s); i--;) putchar(s[i]); puts(""); }',
+    "c++": "#include <iostream>\n#include <algorithm>\nint main() { std::string s; std::cin >> s;\n"
+    "std::reverse(s.begin(), s.end()); std::cout << s << '\\n'; }",
+    "java": "import java.util.*;\npublic class Reverse { public static void main(String[] a) {\n"
+    "System.out.println(new StringBuilder(new Scanner(System.in).next()).reverse()); } }",
+    "bash": 'read s; echo "$s" | rev',
+}
+TOOLS = {"javascript": "node", "c": "gcc", "c++": "g++", "java": "java", "bash": "bash"}
+
+
+@pytest.fixture(params=TOOLS)
+def language(request: pytest.FixtureRequest, backend: Sandbox) -> str:
+    if backend.find(TOOLS[request.param]) is None:
+        pytest.skip(f"{TOOLS[request.param]} is not installed")
+    if backend.tier == "flat" and request.param in ("c", "c++", "bash"):
+        pytest.skip("this language needs the namespaces tier")
+    return request.param
+
+
+def test_language_passes_and_fails(language):
+    row = {"language": language, "stdio": [{"stdin": "abc", "stdout": "cba"}], "time_limit_s": 30}
+    verdict = judge(REVERSE[language], row, language)
+    assert verdict.status == "pass", verdict
+    assert judge(REVERSE[language], {**row, "stdio": [{"stdin": "abc", "stdout": "abc"}]}, language).status == "fail"
+
+
+def test_broken_program_fails(language):
+    row = {"language": language, "stdio": [{"stdin": "abc", "stdout": "cba"}], "time_limit_s": 30}
+    assert judge("this is ( no program", row, language).status == "fail"
+
+
+def test_endless_program_times_out(language):
+    loops = {
+        "javascript": "for (;;);",
+        "c": "int main() { for (;;); }",
+        "c++": "int main() { for (volatile int i = 0;;) i = i; }",
+        "java": "public class M { public static void main(String[] a) { while (true); } }",
+        "bash": "while :; do :; done",
+    }
+    row = {"language": language, "stdio": [{"stdin": "", "stdout": ""}], "time_limit_s": 1}
+    assert judge(loops[language], row, language).status == "timeout"
+
+
+def test_memory_of_other_languages_is_watched(language):
+    floods = {
+        "javascript": "const k = []; for (let i = 0; i < 60; i++) k.push(Buffer.alloc(16 << 20, 1));",
+        "c": "#include <stdlib.h>\n#include <string.h>\n#include <unistd.h>\n"
+        "int main() { for (int i = 0; i < 60; i++) { memset(malloc(16 << 20), 1, 16 << 20); usleep(5000); } }",
+    }
+    if language not in floods:
+        pytest.skip("covered by the two kinds of runtime")
+    row = {"language": language, "stdio": [{"stdin": "", "stdout": ""}], "time_limit_s": 20, "memory_limit_mb": 64}
+    verdict = judge(floods[language], row, language)
+    assert verdict.status == "fail" and "memory" in verdict.detail, verdict
+
+
+def test_other_languages_are_jailed_too(language):
+    reads = {
+        "javascript": "require('fs').readFileSync('/etc/passwd')",
+        "c": '#include <stdio.h>\nint main() { return fopen("/etc/passwd", "r") == 0; }',
+        "c++": '#include <cstdio>\nint main() { return fopen("/etc/passwd", "r") == 0; }',
+        "java": "public class M { public static void main(String[] a) throws Exception {\n"
+        'new java.io.FileReader("/etc/passwd").close(); } }',
+        "bash": "exec < /etc/passwd",
+    }
+    row = {"language": language, "stdio": [{"stdin": "", "stdout": ""}], "time_limit_s": 30}
+    assert judge(reads[language], row, language).status == "fail"
+
+
+def test_a_missing_tool_is_named(monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda tool, path=None: None)
+    row = {"language": "c", "stdio": [{"stdin": "", "stdout": ""}]}
+    verdict = judge("int main() {}", row, "c")
+    assert verdict.status == "error" and "'gcc' is not installed" in verdict.detail
+
+
+def test_flat_tier_names_what_it_cannot_run():
+    try:
+        sandbox = Sandbox("flat", workers=1)
+    except SandboxError as error:
+        pytest.skip(str(error))
+    with sandbox:
+        row = read_task({"language": "bash", "stdio": [{"stdin": "", "stdout": ""}]})
+        with pytest.raises(MissingTool, match="'flat' tier"):
+            check(sandbox, "echo", row)
+
+
+def test_weak_verdicts_are_labelled_and_separate(language):
+    if language != "javascript":
+        pytest.skip("one language is enough")
+    row = {"language": "javascript", "tests": ["if (add(1, 2) !== 3) throw 'wrong'"], "time_limit_s": 20}
+    response = "```js\nfunction add(a, b) { return a + b }\n```"
+    assert code(response, row).status == "error"
+    verdict = code_weak(response, row)
+    assert verdict.status == "pass" and verdict.detail.startswith("weak")
+    verdict = code_weak("```js\nfunction add(a, b) { return a * b }\n```", row)
+    assert verdict.status == "fail" and "weak" in verdict.detail
+
+
+def test_time_limits_of_rows_become_limits():
+    task = read_task({"tests": ["assert 1"], "time_limit_s": 3, "memory_limit_mb": 99})
+    assert (task.limits.wall_s, task.limits.cpu_s, task.limits.memory_mb) == (3, 3, 99)
+    assert task.limits.output_mb == Limits().output_mb

@@ -1,0 +1,161 @@
+"""The code that runs inside a jail, after the doors are shut: reads its payload and does one of five kinds of work.
+
+In the jails of kinds `program`, `calls` and `serve` nothing here is trusted any more once the candidate's first line
+has run; whatever such a jail sends is only ever compared with, or called by, code elsewhere.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import errno
+import os
+import socket
+import sys
+import traceback
+import types
+from typing import Any
+
+from . import codec, jail, wire
+from .job import EXIT_BY_STATUS
+
+# The modules that programs use most; loaded once in the template instead of once per job.
+_COMMON = """abc array ast bisect calendar cmath collections collections.abc contextlib copy dataclasses datetime
+decimal enum fractions functools heapq inspect io itertools json math numbers operator random re
+statistics string struct textwrap threading time traceback types typing"""
+
+
+def preload() -> None:
+    from . import command, serving, testing  # noqa: F401 (they import this module)
+
+    for name in _COMMON.split():
+        __import__(name)
+
+
+def run(kind: str, *, pid_one: bool) -> None:
+    """Do the work and end the process: 0 when it went well, a code of EXIT_BY_STATUS at a limit, else 1."""
+    with os.fdopen(jail.PAYLOAD, "rb") as file:
+        file.seek(0)
+        payload = codec.from_bytes(file.read())
+    if kind == "command":
+        from . import command
+
+        command.run(payload, pid_one=pid_one)
+    work = {"program": _program, "calls": _calls, "serve": _serve, "tests": _tests}[kind]
+    try:
+        work(payload)
+        code = 0
+    except SystemExit as error:
+        code = exit_code(error)
+    except BaseException as error:
+        code = _limit_code(error)
+        with contextlib.suppress(BaseException):
+            traceback.print_exc(limit=-6)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BaseException:
+            code = code or 1
+    os._exit(code)
+
+
+def exit_code(error: SystemExit) -> int:
+    if error.code is None or isinstance(error.code, int):
+        return (error.code or 0) & 0xFF
+    sys.stderr.write(str(error.code) + "\n")
+    return 1
+
+
+def _limit_code(error: BaseException) -> int:
+    if isinstance(error, MemoryError):
+        return EXIT_BY_STATUS["memory"]
+    number = error.errno if isinstance(error, OSError) else None
+    if number == errno.EAGAIN or "can't start new thread" in str(error):
+        return EXIT_BY_STATUS["processes"]
+    names = {errno.EMFILE: "open_files", errno.EFBIG: "file_size", errno.ENOSPC: "disk", errno.ENOMEM: "memory"}
+    return EXIT_BY_STATUS[names[number]] if number in names else 1
+
+
+def put_stdin(text: str) -> None:
+    """Standard input as a file, so that no side ever waits for the other."""
+    fd = os.open("stdin", os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(os.dup(fd), "wb") as file:
+        file.write(text.encode("utf-8", "surrogateescape"))
+    os.unlink("stdin")
+    os.lseek(fd, 0, os.SEEK_SET)
+    os.dup2(fd, jail.STDIN)
+    os.close(fd)
+
+
+def _open_streams() -> None:
+    """Fresh text streams over the jail's descriptors; the template's own are not used."""
+    sys.stdin = os.fdopen(jail.STDIN, encoding="utf-8", errors="surrogateescape")
+    sys.stdout = os.fdopen(jail.STDOUT, "w", encoding="utf-8", errors="surrogateescape")
+    sys.stderr = os.fdopen(jail.STDERR, "w", encoding="utf-8", errors="backslashreplace")
+    sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr  # type: ignore[misc]
+
+
+def _module(name: str) -> dict[str, Any]:
+    import builtins
+
+    module = types.ModuleType(name)
+    sys.modules[name] = module
+    builtins.exit = builtins.quit = sys.exit  # type: ignore[assignment]
+    return module.__dict__
+
+
+def _program(payload: dict[str, Any]) -> None:
+    put_stdin(payload["stdin"])
+    _open_streams()
+    sys.argv = ["solution.py"]
+    exec(compile(payload["source"], "solution.py", "exec"), _module("__main__"))
+
+
+def load(source: str) -> dict[str, Any]:
+    """The namespace of the candidate's module. Not `__main__`, so guarded example code does not run."""
+    namespace = _module("solution")
+    exec(compile(source, "solution.py", "exec"), namespace)
+    return namespace
+
+
+def resolve(namespace: dict[str, Any], entry_point: str) -> Any:
+    """`name`, or `Class.method` on a fresh instance."""
+    name, _, method = entry_point.partition(".")
+    if name not in namespace:
+        raise NameError(f"the program does not define {name!r}")
+    found = namespace[name]
+    return getattr(found(), method) if method else found
+
+
+def _calls(payload: dict[str, Any]) -> None:
+    _open_streams()
+    with os.fdopen(jail.RESULT, "wb", buffering=0) as out:
+        function = resolve(load(payload["source"]), payload["entry_point"])
+        for args, kwargs in payload["calls"]:
+            try:
+                value = function(*codec.decode(args), **codec.decode(kwargs))
+                answer = {"ok": codec.encode(value)}
+            except Exception as error:
+                answer = {"error": wire.describe(error)}
+            out.write(codec.to_bytes(answer) + b"\n")
+
+
+def _serve(payload: dict[str, Any]) -> None:
+    from . import serving
+
+    _open_streams()
+    serving.serve(socket.socket(fileno=jail.PEER), payload["source"])
+
+
+def _tests(payload: dict[str, Any]) -> None:
+    from . import testing
+
+    _open_streams()
+    result = testing.run_tests(socket.socket(fileno=jail.PEER), payload)
+    os.write(jail.RESULT, codec.to_bytes(result))
+
+
+def unpack_files(files: dict[str, str]) -> None:
+    for name, content in files.items():
+        with open(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o700), "wb") as file:
+            file.write(base64.b64decode(content))
