@@ -9,13 +9,16 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
+from types import ModuleType
 
 from alignment.errors import UserError
 
 COMMANDS = {
+    "doctor": "what this machine offers: versions, accelerators, sandbox tiers",
     "inspect": "what a recipe would train on: tokens by mask, lengths, steps, memory",
     "list": "the registered rewards and verifiers, with the columns they read",
     "report": "write the HTML report of a run folder again",
+    "sandbox-server": "run sandboxed jobs of other machines here",
     "verify": "score responses, or the rows' own gold answers, with a verifier",
 }
 
@@ -25,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     options = _parse(arguments)
     try:
-        return int(importlib.import_module(f"alignment.commands.{options.command}").run(options) or 0)
+        return int(_module(options.command).run(options) or 0)
     except UserError as error:
         if options.debug:
             raise
@@ -38,6 +41,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
+def _module(command: str) -> ModuleType:
+    return importlib.import_module(f"alignment.commands.{command.replace('-', '_')}")
+
+
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="align", description="The command of the alignment toolkit.")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -46,7 +53,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         subparser = subparsers.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
         subparser.add_argument("--debug", action="store_true", help="show the traceback of an error")
         if name == called:
-            importlib.import_module(f"alignment.commands.{name}").configure(subparser)
+            _module(name).configure(subparser)
     return parser.parse_args(arguments)
 
 

@@ -19,6 +19,8 @@ _BUILTIN_MODULES: dict[str, str] = {
     "any_of": "verifiers.compose",
     "by_task": "verifiers.compose",
     "choice": "verifiers.choice",
+    "code": "verifiers.code",
+    "code_weak": "verifiers.code",
     "format": "verifiers.format",
     "json": "verifiers.json",
     "math": "verifiers.math",
