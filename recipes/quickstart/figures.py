@@ -1,4 +1,4 @@
-"""The picture and the table of several quickstart runs: `python -m recipes.quickstart.figures RUN [RUN …] --docs docs`"""
+"""Picture and table of quickstart runs: `python -m recipes.quickstart.figures RUN [RUN …] --docs docs`"""
 
 from __future__ import annotations
 
