@@ -135,6 +135,28 @@ def growth_table(result: dict) -> str:
     return markdown(head + [f"time, {name}" for name in names if name != "ours"], rows)
 
 
+def rollout_table(result: dict) -> str:
+    """One line per side: tokens per second, time, memory."""
+    rows = []
+    for case in result["cases"]:
+        ours = case["sides"]["ours"]
+        for i, (name, side) in enumerate(case["sides"].items()):
+            disturbed = " (other load)" if side.get("disturbed") else ""
+            rows.append(
+                [
+                    case["name"] if i == 0 else "",
+                    ("**ours**" if name == "ours" else f"`{name}`") + disturbed,
+                    f"{side['tokens_per_second']:,.0f}",
+                    _seconds(side["seconds"]),
+                    _seconds(side["cpu_seconds"]),
+                    _gigabytes(side["peak_mb"]),
+                    "" if i == 0 else ratio(side["seconds"], ours["seconds"]),
+                    "" if i == 0 else ratio(side["cpu_seconds"], ours["cpu_seconds"]),
+                ]
+            )
+    return markdown(["work", "side", "tokens/s", "s", "CPU s", "peak GB", "time", "CPU time"], rows)
+
+
 def machine_table(result: dict) -> str:
     rows = [[name, str(value)] for name, value in result.items()]
     return markdown(["machine", "value"], rows)
@@ -145,5 +167,6 @@ TABLES: dict[str, Callable[[dict], str]] = {
     "grpo": grpo_table,
     "head": head_table,
     "growth": growth_table,
+    "rollout": rollout_table,
     "machine": machine_table,
 }
