@@ -97,6 +97,7 @@ def chunked_scores(
 class _ChunkedScores(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, bias, request: ScoreRequest, dtype: torch.dtype):
+        ctx.set_materialize_grads(False)  # an entropy that is only logged has no gradient
         n, vocabulary = hidden.shape[0], weight.shape[0]
         scaled, weight_c = (hidden / request.temperature).to(dtype), weight.to(dtype)
         bias_c = None if bias is None else (bias / request.temperature).float()
@@ -108,7 +109,7 @@ class _ChunkedScores(torch.autograd.Function):
             log_softmax = _log_softmax(scaled[rows], weight_c, bias_c, request, rows, buffer)
             logprobs[rows] = log_softmax.gather(1, request.targets_N[rows, None])[:, 0]
             if request.entropy:
-                entropy[rows] = _entropy(log_softmax)
+                entropy[rows] = _entropy(log_softmax, request.kept_offsets_N1 is not None)
         ctx.save_for_backward(hidden, weight, bias, entropy)
         ctx.request, ctx.dtype, ctx.chunks = request, dtype, chunks
         keep = len(chunks) == 1 and (hidden.requires_grad or weight.requires_grad)
@@ -120,6 +121,8 @@ class _ChunkedScores(torch.autograd.Function):
         hidden, weight, bias, entropy = ctx.saved_tensors
         request, dtype = ctx.request, ctx.dtype
         need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
+        if grad_logprobs is None:
+            grad_logprobs = hidden.new_zeros(hidden.shape[0], dtype=torch.float32)
         scaled, weight_c = (hidden / request.temperature).to(dtype), weight.to(dtype)
         bias_c = None if bias is None else (bias / request.temperature).float()
         d_hidden = torch.empty_like(hidden) if need_hidden else None
@@ -131,7 +134,7 @@ class _ChunkedScores(torch.autograd.Function):
             log_softmax = (
                 kept if kept is not None else _log_softmax(scaled[rows], weight_c, bias_c, request, rows, buffer)
             )
-            d_entropy = grad_entropy[rows] if request.entropy else None
+            d_entropy = None if grad_entropy is None else grad_entropy[rows]
             grad = _logit_gradient(log_softmax, request.targets_N[rows], grad_logprobs[rows], d_entropy, entropy[rows])
             grad_c = grad.to(dtype)
             if d_hidden is not None:
@@ -187,8 +190,9 @@ def _kept_mask(request: ScoreRequest, rows: slice, vocabulary: int, device: torc
     return mask
 
 
-def _entropy(log_softmax_CV: torch.Tensor) -> torch.Tensor:
-    return -log_softmax_CV.exp().mul_(log_softmax_CV.clamp_min(_FLOOR)).sum(-1)
+def _entropy(log_softmax_CV: torch.Tensor, has_cut_off: bool) -> torch.Tensor:
+    p = log_softmax_CV.exp()
+    return -torch.linalg.vecdot(p, log_softmax_CV.clamp_min(_FLOOR) if has_cut_off else log_softmax_CV)
 
 
 def _logit_gradient(log_softmax_CV, targets_C, grad_logprobs_C, grad_entropy_C, entropy_C) -> torch.Tensor:
