@@ -10,6 +10,7 @@ import json
 import os
 import random
 import shutil
+import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -57,6 +58,21 @@ def save_checkpoint(folder: Path, step: int, write: Callable[[Path], None], keep
             _remove(old)
     barrier()
     return final
+
+
+def set_aside_newer(folder: Path, step: int) -> None:
+    """Move checkpoints of steps after `step` into `superseded-…`: the run starts or goes on before them, and they must
+    neither crowd out its own nor be resumed. Also removes what a kill left half written or half deleted."""
+    if rank() == 0 and folder.is_dir():
+        for leftover in folder.glob(f".*-{PREFIX}*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        newer = [path for path in checkpoints(folder) if int(path.name.removeprefix(PREFIX)) > step]
+        if newer:
+            aside = folder / f"superseded-{time.time_ns()}"
+            aside.mkdir()
+            for path in newer:
+                os.rename(path, aside / path.name)
+    barrier()
 
 
 def checkpoints(folder: Path) -> list[Path]:

@@ -49,7 +49,7 @@ class TrainConfig:
         default_factory=list, metadata={"help": "Trackers besides metrics.jsonl: tensorboard, wandb, trackio."}
     )
     samples_per_log: int = field(default=4, metadata={"help": "Completions kept per step in samples.jsonl."})
-    debug: bool = field(default=False, metadata={"help": "Show tracebacks of errors in the input."})
+    debug: bool = field(default=False, metadata={"help": "With --debug errors in the input show their traceback."})
 
     def __post_init__(self):
         if not self.output_dir:
@@ -59,7 +59,8 @@ class TrainConfig:
         for name in ("max_steps", "warmup_steps", "hold_steps", "eval_every", "save_every", "samples_per_log"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         _require(self.keep_checkpoints >= 1, "keep_checkpoints", self.keep_checkpoints, "1 or more")
-        _require(self.max_tokens_per_micro_batch >= 1, "max_tokens_per_micro_batch", 0, "1 or more")
+        budget = self.max_tokens_per_micro_batch
+        _require(budget >= 1, "max_tokens_per_micro_batch", budget, "1 or more")
 
 
 def _require(condition: bool, name: str, value: Any, wanted: str) -> None:
@@ -72,14 +73,18 @@ def parse(*kinds: type, arguments: Sequence[str] | None = None) -> tuple:
 
     Raises UserError, naming the key, for unknown keys (with the nearest known one), wrong types and bad values.
     """
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    arguments = [
+        part
+        for argument in (sys.argv[1:] if arguments is None else arguments)
+        for part in (argument.split("=", 1) if argument.startswith("--config=") else [argument])
+    ]
     known = {name: hint for kind in kinds for name, hint in get_type_hints(kind).items()}
     if "--config" in arguments:
         path = Path(arguments[arguments.index("--config") + 1]) if arguments[-1] != "--config" else None
         _check_yaml(path, known)
     for argument in arguments:
         name = argument[2:].split("=", 1)[0].replace("-", "_")
-        if argument.startswith("--") and name not in (*known, "config", "help") and not name.startswith("no_"):
+        if argument.startswith("--") and name.removeprefix("no_") not in (*known, "config", "help"):
             raise UserError(f"unknown option {argument}{_did_you_mean(name, known)}")
     parser = TrlParser(kinds)  # type: ignore[arg-type]
     try:

@@ -55,29 +55,34 @@ def barrier() -> None:
 class MetricSums:
     """Metrics of one step over micro-batches and ranks.
 
-    `add` takes a dictionary of (sum, count) pairs, reduced to sum/count, or of single values under names that end in
-    `max`, reduced by maximum. Tensors stay on their device until `reduce`.
+    `add` takes a dictionary of (sum, count) pairs, reduced to sum/count; of (sum, None), reduced to the sum; and of
+    single values, reduced by maximum. Tensors stay on their device until `reduce`.
     """
 
     def __init__(self):
         self._sums: dict[str, tuple[Any, Any]] = {}
+        self._totals: dict[str, Any] = {}
         self._maxima: dict[str, Any] = {}
 
     def add(self, stats: dict[str, Any]) -> None:
         for name, value in stats.items():
-            if name.endswith("max"):
+            if not isinstance(value, tuple):
                 old = self._maxima.get(name)
                 self._maxima[name] = value if old is None else max(float(old), float(value))
+            elif value[1] is None:
+                self._totals[name] = self._totals.get(name, 0.0) + value[0]
             else:
                 total, count = self._sums.get(name, (0.0, 0.0))
                 self._sums[name] = (total + value[0], count + value[1])
 
     def reduce(self, device: torch.device) -> dict[str, float]:
-        """Means and maxima over all ranks; every rank gets them. A rank without a metric contributes nothing."""
+        """Means, totals and maxima over all ranks; every rank gets them. A rank without a metric adds nothing."""
         names = sorted(set(gather_objects(sorted(self._sums))))
+        totals = sorted(set(gather_objects(sorted(self._totals))))
         maxima = sorted(set(gather_objects(sorted(self._maxima))))
         pairs = [self._sums.get(name, (0.0, 0.0)) for name in names]
         sums = all_sum([float(x) for pair in pairs for x in pair], device)
+        whole = all_sum([float(self._totals.get(name, 0.0)) for name in totals], device)
         tops = all_max([float(self._maxima.get(name, float("-inf"))) for name in maxima], device)
         means = {name: sums[2 * i] / sums[2 * i + 1] for i, name in enumerate(names) if sums[2 * i + 1]}
-        return {**means, **dict(zip(maxima, tops, strict=True))}
+        return {**means, **dict(zip(totals, whole, strict=True)), **dict(zip(maxima, tops, strict=True))}

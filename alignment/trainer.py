@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -20,7 +22,13 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from transformers import PreTrainedTokenizerBase
 
-from alignment.checkpoint import newest_checkpoint, random_states, restore_random_states, save_checkpoint
+from alignment.checkpoint import (
+    newest_checkpoint,
+    random_states,
+    restore_random_states,
+    save_checkpoint,
+    set_aside_newer,
+)
 from alignment.config import TrainConfig
 from alignment.distributed import MetricSums, all_max, all_sum, barrier, rank
 from alignment.errors import UserError
@@ -58,6 +66,8 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
 def make_optimizer(policy: torch.nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     """AdamW over the trainable parameters; weight decay on matrices only."""
     parameters = [p for p in policy.parameters() if p.requires_grad]
+    if not parameters:
+        raise UserError("no parameter is trainable: merge a loaded adapter into its base model, or set use_peft")
     groups = [
         {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
@@ -94,8 +104,10 @@ class Trainer:
     # --- the loop ---------------------------------------------------------------------------------------------------
 
     def train(self) -> dict[str, float]:
-        """Train to the end (or to a SIGTERM, which saves and stops); returns the last evaluation's metrics."""
+        """Train to the end (or to a SIGTERM, which saves and stops). Returns the last evaluation's metrics, none when
+        this call had nothing left to train."""
         resumed = self._resume()
+        set_aside_newer(self.folder / "checkpoints", self.step)
         tracker = self.accelerator.log if self.config.report_to else None
         log = RunLog(self.folder, self.total_steps, rank() == 0, tracker, self.step if resumed else None)
         last: dict[str, float] = {}
@@ -205,7 +217,7 @@ class Trainer:
         if evaluation.metric is not None:
             value = metrics[evaluation.metric]
             better = self.best is None or (value > self.best if evaluation.higher_is_better else value < self.best)
-            if better:
+            if better and not math.isnan(value):
                 self.best = value
                 self.save_model(self.folder / "best")
         return metrics
@@ -229,14 +241,23 @@ class Trainer:
         if rank() == 0:
             self.save_model(path / "model")
             torch.save(self.optimizer.state_dict(), path / "optimizer.pt")
-            progress = {"step": self.step, "best": self.best, "total_steps": self.total_steps}
+            progress = {"step": self.step, "best": self.best}
             (path / "trainer.json").write_text(json.dumps(progress))
 
     def save_model(self, path: Path) -> None:
-        """A plain transformers checkpoint (or a PEFT adapter) with its tokenizer."""
-        if rank() == 0:
-            self.policy.model.save_pretrained(str(path))
-            self.tokenizer.save_pretrained(path)
+        """A plain transformers checkpoint (or a PEFT adapter) with its tokenizer; an older one is replaced when the new
+        one is complete. Raises UserError when the disk is full or not writable."""
+        if rank() != 0:
+            return
+        aside = path.with_name(f".writing-{path.name}")
+        try:
+            shutil.rmtree(aside, ignore_errors=True)
+            self.policy.model.save_pretrained(str(aside))
+            self.tokenizer.save_pretrained(aside)
+            shutil.rmtree(path, ignore_errors=True)
+            aside.rename(path)
+        except OSError as error:
+            raise UserError(f"the model could not be written to {path}: {error.strerror or error}") from error
 
     def _resume(self) -> bool:
         path = self._checkpoint_to_resume()
@@ -245,9 +266,10 @@ class Trainer:
         progress = json.loads((path / "trainer.json").read_text())
         self.step, self.best = progress["step"], progress["best"]
         copy_weights(self.policy.model, path / "model")
-        self.optimizer.load_state_dict(torch.load(path / "optimizer.pt", weights_only=True))
+        self.optimizer.load_state_dict(torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True))
         own = path / f"state-rank-{rank()}.pt"
-        state = torch.load(own if own.exists() else path / "state-rank-0.pt", weights_only=False)
+        source = own if own.exists() else path / "state-rank-0.pt"
+        state = torch.load(source, map_location="cpu", weights_only=False)
         self.algorithm.load_state_dict(state["algorithm"])
         self.algorithm.after_update(self.step, {})
         if own.exists():

@@ -169,7 +169,7 @@ class Batch:
 class Episode:
     """What one step trains on, on this rank.
 
-    batches: each one optimizer step. stats: (sum, count) pairs, or single values under names that end in "max".
+    batches: each one optimizer step. stats: (sum, count) for a mean, (sum, None) for a total, a number for a maximum.
     samples: records for samples.jsonl.
     """
 

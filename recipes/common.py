@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,6 +24,8 @@ Score = Callable[[list[Rollout]], dict[str, float]]
 
 def run(main: Callable[[], Any]) -> None:
     """Run a recipe; a UserError is printed as one message (exit code 2), with its traceback under --debug."""
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # a script's path is its own folder: rewards of the user's are found beside her
     disable_progress_bar()  # of loading and saving weights: runs have a progress bar of their own
     try:
         main()
@@ -62,11 +65,15 @@ def sample_pass_rate(
     score(rollouts)
     samples = gather_objects([[r.reward for r in g] for g in groups])
     lengths = gather_objects([len(r.token_ids) for r in rollouts])
-    result = pass_rate(samples)
+    if any(reward is not None for row in samples for reward in row):
+        result = pass_rate(samples)
+        value, low, high = result.value, result.low, result.high
+    else:
+        value = low = high = float("nan")  # nothing could be scored: the run goes on
     return {
-        "pass_rate": result.value,
-        "ci_low": result.low,
-        "ci_high": result.high,
+        "pass_rate": value,
+        "ci_low": low,
+        "ci_high": high,
         "problems": float(len(samples)),
         "samples": float(sum(len(g) for g in samples)),
         "completion_length": sum(lengths) / max(1, len(lengths)),

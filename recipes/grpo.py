@@ -23,12 +23,12 @@ from alignment.data.prompts import build_prompts
 from alignment.distributed import gather_objects, rank, world_size
 from alignment.errors import UserError
 from alignment.models import Policy
-from alignment.models.load import load_policy
+from alignment.models.load import load_policy, switch_dropout_off
 from alignment.rollout import TransformersEngine
 from alignment.trainer import Evaluation, Trainer, make_accelerator
 from alignment.types import Prompt, Sampling
 from recipes.common import run, sample_pass_rate, weights_fingerprint, write_settings
-from rewards import RewardRunner, get_reward
+from rewards import RewardFn, RewardRunner, get_reward
 
 
 @dataclass
@@ -66,6 +66,15 @@ class GrpoRecipe:
             raise UserError(f"reward_weights has {len(self.reward_weights)} values for {len(self.rewards)} rewards")
         if len(self.pass_rate_band) != 2:
             raise UserError("pass_rate_band: give two numbers, the lowest and the highest pass rate")
+        if len(set(self.rewards)) < len(self.rewards):
+            raise UserError("rewards: one is named twice; give each one name and one weight")
+
+
+def find_reward(name: str) -> RewardFn:
+    try:
+        return get_reward(name)
+    except ValueError as error:
+        raise UserError(f"rewards: {error}") from error
 
 
 def score_prompts(
@@ -86,7 +95,8 @@ def score_prompts(
         groups = engine.generate(todo[start : start + chunk][rank() :: world_size()], n, sampling)
         score([r for g in groups for r in g])
         new = dict(gather_objects([(g[0].prompt.id, PromptScore.of([r.reward for r in g])) for g in groups]))
-        new = {i: s for i, s in new.items() if s is not None}
+        # a prompt nothing could be scored for is no reason to sample it again at every start
+        new = {i: s or PromptScore(0.0, 0.0, 0.0, 0) for i, s in new.items()}
         known |= new
         if rank() == 0:
             file.append(new)
@@ -98,6 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     recipe, grpo, train, model = parse(GrpoRecipe, GrpoConfig, TrainConfig, ModelConfig, arguments=arguments)
     accelerator = make_accelerator(train)
     policy, tokenizer = load_policy(model)
+    switch_dropout_off(policy)  # a ratio has to compare the same function
     reference = None
     if grpo.beta and not model.use_peft:
         reference = copy.deepcopy(policy).requires_grad_(False).eval().to(accelerator.device)
@@ -118,7 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     engine = TransformersEngine(policy.model, tokenizer, max_rows=recipe.max_rows_in_flight)
 
     weights = recipe.reward_weights or [1.0] * len(recipe.rewards)
-    named = [(name, get_reward(name), weight) for name, weight in zip(recipe.rewards, weights, strict=True)]
+    named = [(name, find_reward(name), weight) for name, weight in zip(recipe.rewards, weights, strict=True)]
     score = RewardRunner(named, timeout_s=recipe.reward_timeout_s)
 
     scores: dict[str, PromptScore] = {}
@@ -136,7 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             eval_rows, tokenizer, max_prompt_length=recipe.max_prompt_length, source=recipe.eval_dataset
         )
         judge_name = recipe.eval_reward or recipe.rewards[0]
-        judge = RewardRunner([(judge_name, get_reward(judge_name), 1.0)], timeout_s=recipe.reward_timeout_s)
+        judge = RewardRunner([(judge_name, find_reward(judge_name), 1.0)], timeout_s=recipe.reward_timeout_s)
         evaluation = Evaluation(
             lambda: sample_pass_rate(engine, heldout, recipe.eval_samples, sampling, judge), "pass_rate"
         )

@@ -56,7 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     algorithm = Sft(trees, recipe.batch_size, train.seed)
     evaluation = None
     if recipe.eval_dataset:
-        heldout, _ = load_trees(recipe, tokenizer, recipe.eval_dataset, recipe.eval_split)
+        heldout, report = load_trees(recipe, tokenizer, recipe.eval_dataset, recipe.eval_split)
+        accelerator.print(f"held out: {report.summary()}")
         budget = train.max_tokens_per_micro_batch
         evaluation = Evaluation(lambda: heldout_loss(policy, heldout, budget), "loss", higher_is_better=False)
     write_settings(train.output_dir, recipe, train, model)

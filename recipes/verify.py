@@ -1,8 +1,8 @@
 """Pass rates of a model on a data set. `python recipes/verify.py --model_name_or_path M --dataset rows.jsonl`
 
 Samples n responses per prompt, judges each with a verifier, and prints pass@1 and the unbiased pass@k with 95 %
-intervals clustered by problem, in all and per domain. The responses and verdicts go to a JSONL file that `align verify`
-reads again.
+intervals clustered by problem, in all and per domain. With `--responses FILE` the responses and verdicts go to a JSONL
+file that `align verify` reads again.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from alignment.models.load import load_policy
 from alignment.rollout import TransformersEngine
 from alignment.types import Prompt, Rollout, Sampling
 from recipes.common import run
-from verifiers import Verdict, verify
+from verifiers import Verdict, get_verifier, verify
 
 CHUNK = 64  # prompts between two writes to disk
 
@@ -143,6 +143,10 @@ def show(results: list[Judged], ks: Sequence[int]) -> dict[str, Any]:
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Runs the recipe and returns the line over all domains."""
     recipe, model = parse(VerifyRecipe, ModelConfig, arguments=arguments)
+    try:
+        get_verifier(recipe.verifier)
+    except ValueError as error:
+        raise UserError(f"verifier: {error}") from error
     policy, tokenizer = load_policy(model)
     policy.to("cuda" if torch.cuda.is_available() else "cpu")
     rows = load_rows(recipe.dataset, recipe.dataset_split or None, recipe.max_rows or None)

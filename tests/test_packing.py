@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from alignment.errors import UserError
 from alignment.models import Policy
 from alignment.packing import TreeLayout, conversation, cut, group, pack
 from alignment.packing.attention import check_sliding_window, flex_tree_attention, segment_attention
@@ -116,9 +117,9 @@ def test_sliding_window_is_exact_up_to_the_window_and_refused_beyond():
     full = Policy(tiny_model("qwen2"))(batch).logprobs_N
     wide = Policy(tiny_model("qwen2", sliding_window=20, **overrides))(batch).logprobs_N
     assert torch.equal(full, wide)
-    with pytest.raises(ValueError, match="sliding window of 19"):
+    with pytest.raises(UserError, match="sliding window of 19"):
         Policy(tiny_model("qwen2", sliding_window=19, **overrides))(batch)
-    with pytest.raises(ValueError, match="sliding window"):
+    with pytest.raises(UserError, match="sliding window"):
         check_sliding_window(3, TreeLayout([(0, 4, -1)]))
 
 

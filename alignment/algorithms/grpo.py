@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from peft import PeftModel
 
-from alignment.data.curriculum import Curriculum, PromptScore
+from alignment.data.curriculum import Curriculum, PromptScore, fingerprint
 from alignment.distributed import gather_objects, rank, world_size
 from alignment.errors import UserError
 from alignment.losses.advantages import group_advantages
@@ -89,6 +89,10 @@ class Grpo:
     ):
         if sampling.temperature <= 0:
             raise UserError("temperature: greedy samples of a group are all equal; training needs a value above 0")
+        if config.prompts_per_step > len(prompts):
+            raise UserError(
+                f"prompts_per_step: {config.prompts_per_step} exceeds the {len(prompts)} prompts: lower it or add rows"
+            )
         self.policy, self.engine, self.prompts, self.score = policy, engine, list(prompts), score
         self.curriculum, self.config, self.sampling, self.reference = curriculum, config, sampling, reference
         self.max_tokens = max_tokens
@@ -118,26 +122,29 @@ class Grpo:
         """Groups of this rank, scored. Groups without signal are replaced while the budget of extra prompts lasts."""
         c = self.config
         kept: list[list[Rollout]] = []
-        spare: list[list[Rollout]] = []
+        spare: list[tuple[int, list[Rollout]]] = []  # with their places among all ranks' prompts
         stats: dict[str, Any] = {}
-        missing, extra = c.prompts_per_step, c.resample_prompts
+        missing, extra, first = c.prompts_per_step, c.resample_prompts, 0
         while missing:
             indices = self.curriculum.take(missing)[rank() :: world_size()]
+            places = range(first, first + missing)[rank() :: world_size()]
+            first += missing
             # a rank may have no prompt in a late round
             groups = self.engine.generate([self.prompts[i] for i in indices], c.group_size, self.sampling, step)
             metrics = self.score([r for g in groups for r in g])
-            stats |= {name: (value * len(groups), len(groups)) for name, value in metrics.items()}
+            _add_reward_metrics(stats, metrics, len(groups))
             signal = [self._has_signal(g) for g in groups]
             for prompt_id, rewards in gather_objects([(g[0].prompt.id, [r.reward for r in g]) for g in groups]):
                 self.curriculum.observe(prompt_id, PromptScore.of(rewards))
             kept += [g for g, s in zip(groups, signal, strict=True) if s]
-            spare += [g for g, s in zip(groups, signal, strict=True) if not s]
+            spare += [(place, g) for place, g, s in zip(places, groups, signal, strict=True) if not s]
             missing = min(sum(not s for s in gather_objects(signal)), extra)
             extra -= missing
         stats["groups_resampled"] = (c.resample_prompts - extra, 1)
-        # groups without signal still count: they fill up what could not be replaced
-        room = len(range(rank(), c.prompts_per_step, world_size())) - len(kept)
-        return kept + spare[: max(0, room)], stats
+        # groups without signal fill up what could not be replaced, the same ones on any number of ranks
+        room = max(0, c.prompts_per_step - len(gather_objects([1] * len(kept))))
+        chosen = set(sorted(gather_objects([place for place, _ in spare]))[:room])
+        return kept + [g for place, g in spare if place in chosen], stats
 
     def _has_signal(self, group: list[Rollout]) -> bool:
         rewards = np.array([[np.nan if r.reward is None else r.reward for r in group]], dtype=float)
@@ -229,11 +236,27 @@ class Grpo:
         self.entropy = metrics.get("entropy", self.entropy)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"curriculum": self.curriculum.state_dict(), "entropy": self.entropy}
+        prompts = fingerprint([p.id for p in self.prompts])
+        return {"curriculum": self.curriculum.state_dict(), "entropy": self.entropy, "prompts": prompts}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state["prompts"] != self.state_dict()["prompts"]:
+            raise UserError(
+                f"the prompts changed since the checkpoint (fingerprint {state['prompts']} then, "
+                f"{self.state_dict()['prompts']} now): restore them, or start a new run with another output_dir"
+            )
         self.curriculum.load_state_dict(state["curriculum"])
         self.entropy = state["entropy"]
+
+
+def _add_reward_metrics(stats: dict[str, Any], metrics: Mapping[str, float], groups: int) -> None:
+    """Counts of unscored terms add up over rounds and ranks; everything else is a mean over groups."""
+    for name, value in metrics.items():
+        if name.startswith("unscored/"):
+            stats[name] = (stats.get(name, (0.0, None))[0] + value, None)
+        else:
+            total, count = stats.get(name, (0.0, 0))
+            stats[name] = (total + value * groups, count + groups)
 
 
 def _loss_stats(surrogate, sampler_ratio_N: torch.Tensor, n: int) -> dict[str, Any]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 
-from alignment.data.curriculum import fingerprint
 from alignment.distributed import MetricSums, rank, world_size
 from alignment.errors import UserError
 from alignment.models import Policy
@@ -32,7 +32,7 @@ class Sft:
             raise UserError("there is no row to train on: the data set is empty or every row was dropped")
         self.trees, self.batch_size, self.seed = trees, batch_size, seed
         self.steps_per_epoch = max(1, len(trees) // batch_size)
-        self.data_fingerprint = fingerprint([list(map(int, s.token_ids)) for t in trees for s in t.segments])
+        self.data_fingerprint = _fingerprint(trees)
 
     def collect(self, step: int) -> Episode:
         epoch, place = divmod(step, self.steps_per_epoch)
@@ -58,6 +58,17 @@ class Sft:
                 f"the training data changed since the checkpoint (fingerprint {state['data_fingerprint']} then, "
                 f"{self.data_fingerprint} now): restore it, or start a new run with another output_dir"
             )
+
+
+def _fingerprint(trees: list[Tree]) -> str:
+    """Of tokens and masks."""
+    digest = hashlib.sha256()
+    for tree in trees:
+        for segment in tree.segments:
+            digest.update(np.asarray(segment.token_ids, np.int32).tobytes())
+            digest.update(b"" if segment.scored is None else np.packbits(segment.scored).tobytes())
+        digest.update(b"|")
+    return digest.hexdigest()[:16]
 
 
 def _weight(tree: Tree) -> float:

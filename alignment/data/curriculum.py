@@ -69,7 +69,8 @@ class Curriculum:
         while len(out) < n:
             if self.position == len(self._queue):
                 self.epoch, self.position = self.epoch + 1, 0
-                self._queue = self._arrange()
+                # a prompt must not come twice in one step: its samples would be the same ones
+                self._queue = sorted(self._arrange(), key=lambda i: i in out)
             step = min(n - len(out), len(self._queue) - self.position)
             out += self._queue[self.position : self.position + step]
             self.position += step

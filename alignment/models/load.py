@@ -45,7 +45,7 @@ def load_config(name_or_path: str) -> PreTrainedConfig:
 def load_model(config: ModelConfig) -> PreTrainedModel | PeftModel:
     """The causal language model, quantised and with LoRA adapters as the configuration asks.
 
-    Weights keep the checkpoint's type unless `dtype` names another one.
+    Weights are loaded in the type that `dtype` names (TRL's default: float32); `dtype: auto` keeps the checkpoint's.
     """
     if not config.model_name_or_path:
         raise UserError("model_name_or_path is missing: a hub name or a folder with a transformers checkpoint")
@@ -79,6 +79,15 @@ def load_policy(config: ModelConfig) -> tuple[Policy, PreTrainedTokenizerBase]:
     if len(tokenizer) > rows:
         model.resize_token_embeddings(len(tokenizer))
     return Policy(model), tokenizer
+
+
+def switch_dropout_off(policy: nn.Module) -> None:
+    """Of the model and of its adapters."""
+    for module in policy.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0
 
 
 def copy_weights(model: PreTrainedModel | PeftModel, path: Path) -> None:

@@ -16,6 +16,8 @@ from alignment.types import Tree
 def add_logprobs(policy: Policy, trees: Sequence[Tree], column: str, max_tokens: int, temperature: float = 1.0) -> None:
     """Write the policy's log-probability of every scored token into `segment.columns[column]`."""
     for micro in cut(trees, max_tokens):
+        if not micro.rows:  # no token of it is scored
+            continue
         logprobs = policy(micro.to(policy.device), temperature=temperature).logprobs_N.float().cpu().numpy()
         splits = np.split(logprobs, np.flatnonzero(np.diff(micro.score_row_N.cpu().numpy())) + 1)
         for segment, values in zip(micro.sources, splits, strict=True):

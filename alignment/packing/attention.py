@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
+from alignment.errors import UserError
 from alignment.packing.layout import TreeLayout
 
 TREE = "alignment_tree"
@@ -25,10 +26,10 @@ TREE_DENSE = "alignment_tree_dense"
 def use_tree_attention(model: PreTrainedModel, dense: bool = False) -> None:
     """Make `model(..., tree=TreeLayout)` attend along the tree. `dense=True` takes the reference path.
 
-    Raises ValueError for models whose attention is not transformers' pluggable interface.
+    Raises UserError for models whose attention is not transformers' pluggable interface.
     """
     if not model._supports_attention_backend:
-        raise ValueError(
+        raise UserError(
             f"{type(model).__name__} does not use transformers' AttentionInterface, so packed rows with shared "
             "prefixes cannot be exact on it. Use a Qwen2, Qwen3, Llama or another model with attention backends."
         )
@@ -38,7 +39,7 @@ def use_tree_attention(model: PreTrainedModel, dense: bool = False) -> None:
 def check_sliding_window(window: int | None, tree: TreeLayout) -> None:
     """A sliding window changes nothing while every path fits into it; beyond that tree attention does not serve."""
     if window is not None and tree.longest_path > window:
-        raise ValueError(
+        raise UserError(
             f"a sequence of {tree.longest_path} tokens exceeds the model's sliding window of {window}: packed rows are "
             "exact only up to the window. Lower the maximum length or switch the window off in the model's config."
         )
@@ -121,6 +122,9 @@ def _has_varlen(query: torch.Tensor) -> bool:
 
 
 def _attend(query, key, value, tree: TreeLayout, scaling: float, dropout: float) -> torch.Tensor:
+    device = query.device.type
+    if torch.is_autocast_enabled(device):  # rotary embedding leaves float32 beside a half-precision value
+        query, key, value = (x.to(torch.get_autocast_dtype(device)) for x in (query, key, value))
     if not query.is_cuda:
         return segment_attention(query, key, value, tree, scaling, dropout)
     if dropout:

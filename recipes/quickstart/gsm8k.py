@@ -1,6 +1,6 @@
 """GSM8K rows as SFT conversations and GRPO prompts, with a tokenizer and a small base model to start from.
 
-    python -m recipes.quickstart.gsm8k --rows gsm8k_train.jsonl.gz --out runs/gsm8k
+    python -m recipes.quickstart.gsm8k --rows gsm8k_train.jsonl.gz --out runs/gsm8k/data
 
 writes sft_train.jsonl, sft_heldout.jsonl, grpo_train.jsonl, grpo_heldout.jsonl and the checkpoint directory base/.
 Rows are those of Cobbe et al. 2021 (arXiv 2110.14168): `question` and `answer`, a worked solution with calculator

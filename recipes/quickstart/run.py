@@ -20,6 +20,7 @@ from rich.table import Table
 import recipes.grpo
 import recipes.sft
 import recipes.verify
+from alignment.errors import UserError
 from alignment.report import ReportStage, write_report
 from recipes.common import run
 from recipes.quickstart.model import write_base_model
@@ -49,6 +50,7 @@ def prepare(folder: Path, seed: int) -> None:
     write_rows(data / "heldout.jsonl", prompt_rows(heldout[HELDOUT_SFT:]))
     texts = (message["content"] for row in demonstrations for message in row["messages"])
     write_base_model(folder / "base", build_tokenizer(texts, VOCABULARY), "quickstart", seed)
+    (folder / "seed.json").write_text(str(seed))  # last: what is there is whole
 
 
 def measure(folder: Path, model: Path, seed: int) -> dict[str, Any]:
@@ -93,8 +95,11 @@ def main() -> None:
     parser.add_argument("--debug", action="store_true")
     options = parser.parse_args()
     folder, seed = options.output_dir, options.seed
-    if not (folder / "base" / "config.json").is_file():
+    made = folder / "seed.json"
+    if not made.is_file():
         prepare(folder, seed)
+    elif json.loads(made.read_text()) != seed:
+        raise UserError(f"{folder} holds seed {made.read_text()}: give another --output_dir, or delete the folder")
     data = folder / "data"
 
     def sft() -> None:
