@@ -37,9 +37,12 @@ SAME = {"loss": (0.0, 1e-5), "grad_norm": (1e-4, 0.0), "entropy": (1e-4, 0.0)}
 ROUGHLY = {"grad_norm": (3e-2, 0.0), "entropy": (5e-3, 0.0)}
 TRL = ["shipped", "gpu selection"]
 
+IN_PIECES = {**SHAPE, "micro_batches": 4}
+
 # name, model, kind, shape, beta, settings of both sides ("defaults": each side's own), TRL's ways
 CASES: list[tuple[str, str, str, dict[str, int], float, dict | str, list[str]]] = [
     ("tiny training", "tiny", "training", SHAPE, 0.0, FP32, TRL),
+    ("tiny training in 4 micro-batches", "tiny", "training", IN_PIECES, 0.0, FP32, TRL),
     ("tiny training, bf16", "tiny", "training", SHAPE, 0.0, BF16, TRL),
     ("tiny step", "tiny", "step", SHAPE, 0.0, FP32, TRL),
     ("tiny step with a reference", "tiny", "step", SHAPE, 0.04, FP32, TRL),
@@ -107,7 +110,9 @@ def run_ours(spec: dict[str, Any], gate: Gate) -> None:
     from benchmarks import ours
 
     shape = spec["shape"]
-    config = ours.train_config(spec["settings"])
+    tokens = shape["prompts"] * (shape["prompt_tokens"] + shape["group_size"] * shape["new_tokens"])
+    cut = {"max_tokens_per_micro_batch": tokens // shape["micro_batches"]} if "micro_batches" in shape else {}
+    config = ours.train_config({**spec["settings"], **cut})
     policy = Policy(make_model(spec["model"]))
     questions = prompts(shape["prompts"], shape["prompt_tokens"])
     given = [Prompt(str(i), [], ids) for i, ids in enumerate(questions)]
@@ -152,8 +157,10 @@ def run_trl(spec: dict[str, Any], gate: Gate) -> None:
     questions = prompts(shape["prompts"], shape["prompt_tokens"])
     if spec["way"] == "gpu selection":
         theirs.select_like_on_gpu()
+    micro_batches = shape.get("micro_batches", 1)
     settings = {
-        **theirs.common_arguments(spec["settings"], shape["prompts"] * shape["group_size"]),
+        **theirs.common_arguments(spec["settings"], shape["prompts"] * shape["group_size"] // micro_batches),
+        "gradient_accumulation_steps": micro_batches,
         "num_generations": shape["group_size"],
         "max_completion_length": shape["new_tokens"],
         "beta": spec["beta"],
