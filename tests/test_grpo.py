@@ -228,6 +228,24 @@ def test_unscored_samples_carry_no_loss_and_do_not_move_the_baseline():
     assert episode.batches[0].units == 3 * (5 + 2 + 7)
 
 
+def none_at_all(rollouts):
+    for r in rollouts:
+        r.reward = None
+    return {"unscored/broken": float(len(rollouts))}
+
+
+def test_a_reward_that_fails_on_everything_leaves_an_empty_step_also_with_a_reference():
+    episode = make(none_at_all, beta=0.1, old_logprobs="recompute", episode_epochs=2).collect(0)
+    assert all(batch.units == 0 for batch in episode.batches)
+    assert episode.stats["unscored"] == (12, 12)
+    assert episode.stats["unscored/broken"] == (12.0, None)
+
+
+def test_changed_prompts_are_refused_on_resume():
+    with pytest.raises(UserError, match="the prompts changed since the checkpoint"):
+        make(prompts=PROMPTS[:4]).load_state_dict(make().state_dict())
+
+
 def test_truncated_completions_can_be_left_out_of_the_loss_but_stay_in_the_baseline():
     episode = make(mask_truncated=True).collect(0)
     assert episode.batches[0].units == 3 * (3 + 5 + 2)

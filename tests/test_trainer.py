@@ -14,6 +14,7 @@ import torch
 
 from alignment.algorithms.sft import Sft, deal
 from alignment.checkpoint import checkpoints, find_damage, newest_checkpoint
+from alignment.distributed import MetricSums
 from alignment.errors import UserError
 from alignment.metrics import read_metrics
 from alignment.models import Policy
@@ -190,6 +191,21 @@ def test_damaged_checkpoints_are_named_and_passed_over(tmp_path):
 def test_only_the_newest_checkpoints_are_kept(tmp_path):
     train(str(tmp_path), 5, save_every=1, keep_checkpoints=2)
     assert [p.name for p in checkpoints(tmp_path / "checkpoints")] == ["step-00000004", "step-00000005"]
+
+
+def test_starting_anew_sets_newer_checkpoints_aside_instead_of_losing_its_own(tmp_path):
+    train(str(tmp_path), 4, save_every=2)
+    train(str(tmp_path), 1, resume="never")
+    folder = tmp_path / "checkpoints"
+    assert [p.name for p in checkpoints(folder)] == ["step-00000001"]
+    assert len(list(folder.glob("superseded-*/step-*"))) == 2
+
+
+def test_metrics_over_micro_batches_are_means_totals_and_maxima():
+    sums = MetricSums()
+    sums.add({"mean": (3.0, 2), "total_max": (2.0, None), "top": 1.0})
+    sums.add({"mean": (1.0, 2), "total_max": (3.0, None), "top": torch.tensor(4.0)})
+    assert sums.reduce(torch.device("cpu")) == {"mean": 1.0, "total_max": 5.0, "top": 4.0}
 
 
 def test_changed_training_data_is_refused_on_resume_with_both_fingerprints(tmp_path):

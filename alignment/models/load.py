@@ -87,7 +87,7 @@ def switch_dropout_off(policy: nn.Module) -> None:
         if isinstance(module, nn.Dropout):
             module.p = 0.0
         if isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0
+            setattr(module, "attention_dropout", 0.0)  # noqa: B010  an attribute of attention layers, unknown to nn.Module
 
 
 def copy_weights(model: PreTrainedModel | PeftModel, path: Path) -> None:
