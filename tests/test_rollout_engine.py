@@ -197,3 +197,13 @@ def test_bfloat16_models_and_autocast_sample():
     with torch.autocast("cpu", torch.bfloat16):
         (rows,) = engine().generate(prompts()[:1], 2, Sampling(max_tokens=8))
     assert all(np.isfinite(r.logprobs).all() for r in rows)
+
+
+def test_samples_that_end_with_their_first_token_leave_the_others_as_they_are():
+    """More rows end at once than the cache has slots for yet."""
+    sampling = Sampling(max_tokens=12, stop_token_ids=tuple(range(150)), seed=1)
+    groups = engine(max_rows=40).generate(prompts(), 8, sampling)
+    assert sum(len(r.token_ids) == 1 for g in groups for r in g) > 5
+    assert summary(groups) == summary(engine(max_rows=8).generate(prompts(), 8, sampling))
+    for max_tokens_one in engine(max_rows=3).generate(prompts(), 5, Sampling(max_tokens=1)):
+        assert [len(r.token_ids) for r in max_tokens_one] == [1] * 5

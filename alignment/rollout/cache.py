@@ -37,7 +37,10 @@ class Slots:
             store[layer] = larger
 
     def move(self, source: int, target: int, length: int) -> None:
-        """Copy the first `length` positions of one slot over another, in all layers."""
+        """Copy the first `length` positions of one slot over another, in all layers. A slot without any need not exist
+        yet: a sample can end with its first token, before anything of it is stored."""
+        if not length:
+            return
         for store in (*self.keys, *self.values):
             store[target, :, :length] = store[source, :, :length]
 
