@@ -38,6 +38,9 @@ class TrainConfig:
     )
     bf16: bool = field(default=False, metadata={"help": "bfloat16 autocast; weights stay in their own type."})
     gradient_checkpointing: bool = False
+    router_aux_loss_coef: float | None = field(
+        default=None, metadata={"help": "Weight of the routers' load-balancing loss (MoE); default: the model's own."}
+    )
     eval_every: int = field(default=0, metadata={"help": "Steps between evaluations; 0 evaluates at the end only."})
     save_every: int = field(default=0, metadata={"help": "Steps between checkpoints; 0 saves at the end only."})
     keep_checkpoints: int = 2

@@ -13,13 +13,15 @@ import math
 import shutil
 import signal
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import DistributedDataParallelKwargs, set_seed
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from alignment.checkpoint import (
@@ -33,8 +35,10 @@ from alignment.config import TrainConfig
 from alignment.distributed import MetricSums, all_max, all_sum, barrier, rank
 from alignment.errors import UserError
 from alignment.metrics import RunLog
-from alignment.models import Policy
 from alignment.models.load import copy_weights
+from alignment.models.router import balances
+from alignment.models.trunk import base_of
+from alignment.optim.adamw import make_optimizer
 from alignment.packing import cut, empty_batch
 from alignment.schedule import learning_rate_at
 from alignment.types import Algorithm, Batch, PackedBatch
@@ -49,10 +53,12 @@ class Evaluation:
     higher_is_better: bool = True
 
 
-def make_accelerator(config: TrainConfig) -> Accelerator:
-    """One accelerator per process; on a machine without CUDA it stays on the CPU."""
+def make_accelerator(config: TrainConfig, some_parameters_rest: bool = False) -> Accelerator:
+    """One accelerator per process; on a machine without CUDA it stays on the CPU. `some_parameters_rest`: in some
+    steps a part of the model takes no part in the loss."""
     set_seed(config.seed)
     accelerator = Accelerator(
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=some_parameters_rest)],
         cpu=not torch.cuda.is_available(),
         mixed_precision="bf16" if config.bf16 else "no",
         log_with=config.report_to or None,
@@ -63,17 +69,20 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     return accelerator
 
 
-def make_optimizer(policy: torch.nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters; weight decay on matrices only."""
-    parameters = [p for p in policy.parameters() if p.requires_grad]
-    if not parameters:
-        raise UserError("no parameter is trainable: merge a loaded adapter into its base model, or set use_peft")
-    groups = [
-        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
-    ]
-    betas = (config.adam_beta1, config.adam_beta2)
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, eps=config.adam_eps, fused=True)
+def zero_of(output: Any) -> torch.Tensor:
+    """A zero that depends on every tensor in a model's output, so that all its parameters get a gradient."""
+    if isinstance(output, torch.Tensor):
+        return output.sum() * 0.0
+    inner = [getattr(output, field.name) for field in fields(output)]
+    return sum((zero_of(x) for x in inner if x is not None), torch.zeros(()))
+
+
+class Trainable(Protocol):
+    """A module over packed rows (Policy, ScalarModel, ActorCritic). parts: the models that a checkpoint holds, by the
+    name of their folder; "model" is the one that the run is about."""
+
+    @property
+    def parts(self) -> Mapping[str, Any]: ...
 
 
 class Trainer:
@@ -82,12 +91,13 @@ class Trainer:
     def __init__(
         self,
         accelerator: Accelerator,
-        policy: Policy,
+        policy: nn.Module,
         tokenizer: PreTrainedTokenizerBase,
         algorithm: Algorithm,
         config: TrainConfig,
         total_steps: int,
         evaluation: Evaluation | None = None,
+        optimizer: torch.optim.Optimizer | None = None,
     ):
         self.accelerator, self.policy, self.tokenizer = accelerator, policy, tokenizer
         self.algorithm, self.config, self.total_steps = algorithm, config, total_steps
@@ -95,10 +105,17 @@ class Trainer:
         self.folder = Path(config.output_dir)
         self.step = 0
         self.best: float | None = None
+        self.parts: Mapping[str, Any] = policy.parts  # type: ignore[assignment]
         if config.gradient_checkpointing:
-            policy.base.gradient_checkpointing_enable()
-        self.optimizer = make_optimizer(policy, config)
-        self.model, self.optimizer = accelerator.prepare(policy, self.optimizer)
+            for part in self.parts.values():
+                base_of(part).gradient_checkpointing_enable()
+        self.balances = balances(policy)
+        for balance in self.balances:
+            if config.router_aux_loss_coef is not None:
+                balance.coefficient = config.router_aux_loss_coef
+        optimizer = optimizer or make_optimizer(policy, config)
+        self.peaks = [group.get("peak", config.learning_rate) for group in optimizer.param_groups]
+        self.model, self.optimizer = accelerator.prepare(policy, optimizer)
         self.parameters = [p for p in policy.parameters() if p.requires_grad]
 
     # --- the loop ---------------------------------------------------------------------------------------------------
@@ -126,7 +143,7 @@ class Trainer:
                 if stopping and not finished:
                     log.message(f"stopped by a signal after step {self.step}; the same command goes on from there")
                     raise SystemExit(143)
-            self.save_model(self.folder / "model")
+            self.save_parts(self.folder)
         if self.config.report_to:
             self.accelerator.end_training()
         return last
@@ -160,18 +177,24 @@ class Trainer:
             sums.add({"skipped_updates": (1, 1)})
             return 0
         micros += [empty_batch() for _ in range(int(rounds) - len(micros))]
-        world, total = self.accelerator.num_processes, torch.zeros((), device=device)
+        world = self.accelerator.num_processes
+        total, balance_total = torch.zeros((), device=device), torch.zeros((), device=device)
+        self._count_experts(micros)
         for i, micro in enumerate(micros):
             last = i == len(micros) - 1
             self.accelerator.sync_gradients = last
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
                 loss, stats = self._loss(micro.to(device))
-                self.accelerator.backward(loss * (world / units))
+                balance = self._balance_loss(device)
+                self.accelerator.backward(loss * (world / units) + world * balance)
             total += loss.detach()
+            balance_total += balance.detach()
             sums.add(stats)
         norm = self.accelerator.clip_grad_norm_(self.parameters, self.config.max_grad_norm or float("inf"))
         self._check_finite(norm, micros)
         sums.add({"loss": (total, batch.units), "grad_norm": (norm, 1), "skipped_updates": (0, 1)})
+        if self.balances:
+            sums.add({"router_aux_loss": (balance_total, 1 / world)})
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return sum(micro.tokens for micro in micros if not micro.empty)
@@ -180,7 +203,24 @@ class Trainer:
         if not micro.empty:
             return self.algorithm.loss(self.model, micro)
         # a rank without data takes part in the collectives with a loss of zero
-        return self.model(micro).logprobs_N.sum() * 0.0, {}
+        return zero_of(self.model(micro)), {}
+
+    def _count_experts(self, micros: list[PackedBatch]) -> None:
+        """The routers' balance is over all micro-batches and ranks: with more than one, count before training."""
+        if not self.balances or len(micros) * self.accelerator.num_processes == 1:
+            for balance in self.balances:
+                balance.forget()
+            return
+        with contextlib.ExitStack() as stack, torch.no_grad():
+            for balance in self.balances:
+                stack.enter_context(balance.counting())
+            for micro in micros:
+                self.model(micro.to(self.accelerator.device))
+
+    def _balance_loss(self, device: torch.device) -> torch.Tensor:
+        """The routers' shares of this micro-batch."""
+        shares = [share for balance in self.balances if (share := balance.take()) is not None]
+        return torch.stack(shares).sum() if shares else torch.zeros((), device=device)
 
     def _check_finite(self, norm: torch.Tensor | None, micros: list[PackedBatch]) -> None:
         if norm is None or torch.isfinite(norm):
@@ -205,8 +245,8 @@ class Trainer:
             c.warmup_steps,
             c.hold_steps,
         )
-        for group in self.optimizer.param_groups:
-            group["lr"] = value
+        for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
+            group["lr"] = value * peak / c.learning_rate if c.learning_rate else 0.0
         return value
 
     def _evaluate(self, evaluation: Evaluation, log: RunLog) -> dict[str, float]:
@@ -239,20 +279,25 @@ class Trainer:
             {"algorithm": self.algorithm.state_dict(), "random": random_states()}, path / f"state-rank-{rank()}.pt"
         )
         if rank() == 0:
-            self.save_model(path / "model")
+            self.save_parts(path)
             torch.save(self.optimizer.state_dict(), path / "optimizer.pt")
             progress = {"step": self.step, "best": self.best}
             (path / "trainer.json").write_text(json.dumps(progress))
 
-    def save_model(self, path: Path) -> None:
-        """A plain transformers checkpoint (or a PEFT adapter) with its tokenizer; an older one is replaced when the new
-        one is complete. Raises UserError when the disk is full or not writable."""
+    def save_parts(self, folder: Path) -> None:
+        """Every model of the run in a folder of its name."""
+        for name, part in self.parts.items():
+            self.save_model(folder / name, part)
+
+    def save_model(self, path: Path, model: Any = None) -> None:
+        """A plain transformers checkpoint (or a PEFT adapter) with its tokenizer, by default of the part "model"; an
+        older one is replaced when the new one is complete. Raises UserError when the disk is full or not writable."""
         if rank() != 0:
             return
         aside = path.with_name(f".writing-{path.name}")
         try:
             shutil.rmtree(aside, ignore_errors=True)
-            self.policy.model.save_pretrained(str(aside))
+            (model or self.parts["model"]).save_pretrained(str(aside))
             self.tokenizer.save_pretrained(aside)
             shutil.rmtree(path, ignore_errors=True)
             aside.rename(path)
@@ -265,7 +310,8 @@ class Trainer:
             return False
         progress = json.loads((path / "trainer.json").read_text())
         self.step, self.best = progress["step"], progress["best"]
-        copy_weights(self.policy.model, path / "model")
+        for name, part in self.parts.items():
+            copy_weights(part, path / name)
         self.optimizer.load_state_dict(torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True))
         own = path / f"state-rank-{rank()}.pt"
         source = own if own.exists() else path / "state-rank-0.pt"

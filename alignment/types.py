@@ -5,7 +5,7 @@ Shapes: P prompts, G samples per prompt, T tokens of a packed row, S segments, N
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, Protocol
 
@@ -113,8 +113,8 @@ class PackedBatch:
 
     input_ids_T, position_ids_T: int64.
     segments: (start, end, parent) per segment, parent = index of a segment or -1, depth first.
-    score_index_N: which hidden state predicts the token; score_target_N: the token; score_row_N: the branch
-    (numbered 0 … rows-1) the token belongs to.
+    score_index_N: which hidden state predicts the token; score_target_N: the token; score_token_N: where in the row
+    the token itself stands; score_row_N: the branch (numbered 0 … rows-1) the token belongs to.
     columns: per-scored-position values, float32, shape N.
     kept_offsets_N1, kept_ids_K: the ragged sets of kept tokens of truncated sampling (an empty set = all tokens).
     sources: the segment each branch came from, row by row.
@@ -126,6 +126,7 @@ class PackedBatch:
     segments: list[tuple[int, int, int]]
     score_index_N: torch.Tensor
     score_target_N: torch.Tensor
+    score_token_N: torch.Tensor
     score_row_N: torch.Tensor
     rows: int
     columns: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -169,11 +170,12 @@ class Batch:
 class Episode:
     """What one step trains on, on this rank.
 
-    batches: each one optimizer step. stats: (sum, count) for a mean, (sum, None) for a total, a number for a maximum.
+    batches: each one optimizer step; a generator may end early, on all ranks alike.
+    stats: (sum, count) for a mean, (sum, None) for a total, a number for a maximum.
     samples: records for samples.jsonl.
     """
 
-    batches: list[Batch]
+    batches: Iterable[Batch]
     stats: dict[str, Any] = field(default_factory=dict)
     samples: list[dict[str, Any]] = field(default_factory=list)
 

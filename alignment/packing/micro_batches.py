@@ -79,4 +79,4 @@ def _subtree(tree: Tree, members: list[int], already_scored: set[int]) -> Tree:
 def empty_batch() -> PackedBatch:
     """A stand-in for ranks that have fewer micro-batches than others: one position whose loss counts zero."""
     zero = torch.zeros(1, dtype=torch.int64)
-    return PackedBatch(zero, zero, [(0, 1, -1)], zero, zero, zero, 1, empty=True)
+    return PackedBatch(zero, zero, [(0, 1, -1)], zero, zero, zero, zero, 1, empty=True)

@@ -39,6 +39,7 @@ def pack(trees: Sequence[Tree]) -> PackedBatch:
     positions: list[np.ndarray] = []
     index: list[np.ndarray] = []
     target: list[np.ndarray] = []
+    token: list[np.ndarray] = []
     row: list[np.ndarray] = []
     columns: dict[str, list[np.ndarray]] = {}
     kept: list[np.ndarray] = []
@@ -66,6 +67,7 @@ def pack(trees: Sequence[Tree]) -> PackedBatch:
                     previous[0] = layout[parent][1] - 1
                 index.append(previous)
                 target.append(ids[-1][scored])
+                token.append(start + scored)
                 row.append(np.full(len(scored), rows))
                 _add_columns(columns, segment, scored, rows)
                 if any_kept:
@@ -79,6 +81,7 @@ def pack(trees: Sequence[Tree]) -> PackedBatch:
         segments=layout,
         score_index_N=_int64(index),
         score_target_N=_int64(target),
+        score_token_N=_int64(token),
         score_row_N=_int64(row),
         rows=rows,
         columns={name: torch.from_numpy(np.concatenate(parts).astype(np.float32)) for name, parts in columns.items()},

@@ -1,0 +1,1 @@
+"""Optimizers: AdamW as every method uses it, and Online Merging around it."""
