@@ -7,12 +7,14 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
+from transformers import PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
+from alignment.chat.template import stop_token_ids
 from alignment.config import as_dict
 from alignment.distributed import gather_objects, rank, world_size
 from alignment.errors import UserError
@@ -20,6 +22,31 @@ from alignment.evaluate import pass_rate
 from alignment.types import Engine, Prompt, Rollout, Sampling
 
 Score = Callable[[list[Rollout]], dict[str, float]]
+
+
+class SamplingFields(Protocol):
+    """The fields of a recipe that say how completions are sampled; each is described at `Sampling`."""
+
+    max_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int
+    min_p: float
+    stop: list[str]
+
+
+def make_sampling(recipe: SamplingFields, tokenizer: PreTrainedTokenizerBase, seed: int) -> Sampling:
+    """The recipe's sampling; completions also end at the tokenizer's end-of-turn tokens."""
+    return Sampling(
+        max_tokens=recipe.max_tokens,
+        temperature=recipe.temperature,
+        top_k=recipe.top_k,
+        top_p=recipe.top_p,
+        min_p=recipe.min_p,
+        stop_token_ids=tuple(stop_token_ids(tokenizer)),
+        stop=tuple(recipe.stop),
+        seed=seed,
+    )
 
 
 def run(main: Callable[[], Any]) -> None:

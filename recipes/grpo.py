@@ -15,7 +15,6 @@ from trl import ModelConfig
 
 import recipes  # noqa: F401  refuses to start when a foreign package shadows ours
 from alignment.algorithms.grpo import Grpo, GrpoConfig
-from alignment.chat.template import stop_token_ids
 from alignment.config import TrainConfig, parse
 from alignment.data.curriculum import Curriculum, PromptScore, ScoreFile, fingerprint
 from alignment.data.load import load_rows
@@ -27,7 +26,7 @@ from alignment.models.load import load_policy, switch_dropout_off
 from alignment.rollout import TransformersEngine
 from alignment.trainer import Evaluation, Trainer, make_accelerator
 from alignment.types import Prompt, Sampling
-from recipes.common import run, sample_pass_rate, weights_fingerprint, write_settings
+from recipes.common import make_sampling, run, sample_pass_rate, weights_fingerprint, write_settings
 from rewards import RewardFn, RewardRunner, get_reward
 
 
@@ -115,16 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     rows = load_rows(recipe.dataset, recipe.dataset_split or None, recipe.max_rows or None)
     prompts = build_prompts(rows, tokenizer, max_prompt_length=recipe.max_prompt_length, source=recipe.dataset)
-    sampling = Sampling(
-        max_tokens=recipe.max_tokens,
-        temperature=recipe.temperature,
-        top_k=recipe.top_k,
-        top_p=recipe.top_p,
-        min_p=recipe.min_p,
-        stop_token_ids=tuple(stop_token_ids(tokenizer)),
-        stop=tuple(recipe.stop),
-        seed=train.seed,
-    )
+    sampling = make_sampling(recipe, tokenizer, train.seed)
     policy.to(accelerator.device)
     engine = TransformersEngine(policy.model, tokenizer, max_rows=recipe.max_rows_in_flight)
 

@@ -20,7 +20,6 @@ from rich.table import Table
 from trl import ModelConfig
 
 import recipes  # noqa: F401  refuses to start when a foreign package shadows ours
-from alignment.chat.template import stop_token_ids
 from alignment.config import parse
 from alignment.data.load import load_rows
 from alignment.data.prompts import build_prompts
@@ -29,7 +28,7 @@ from alignment.evaluate import pass_at_k, pass_rate
 from alignment.models.load import load_policy
 from alignment.rollout import TransformersEngine
 from alignment.types import Prompt, Rollout, Sampling
-from recipes.common import run
+from recipes.common import make_sampling, run
 from verifiers import Verdict, get_verifier, verify
 
 CHUNK = 64  # prompts between two writes to disk
@@ -49,6 +48,7 @@ class VerifyRecipe:
     top_p: float = 1.0
     top_k: int = 0
     min_p: float = 0.0
+    stop: list[str] = field(default_factory=list)
     seed: int = 0
     max_rows_in_flight: int = 64
     responses: str = field(default="", metadata={"help": "Write responses and verdicts to this JSONL file."})
@@ -151,15 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     policy.to("cuda" if torch.cuda.is_available() else "cpu")
     rows = load_rows(recipe.dataset, recipe.dataset_split or None, recipe.max_rows or None)
     prompts = build_prompts(rows, tokenizer, max_prompt_length=recipe.max_prompt_length, source=recipe.dataset)
-    sampling = Sampling(
-        max_tokens=recipe.max_tokens,
-        temperature=recipe.temperature,
-        top_k=recipe.top_k,
-        top_p=recipe.top_p,
-        min_p=recipe.min_p,
-        stop_token_ids=stop_token_ids(tokenizer),
-        seed=recipe.seed,
-    )
+    sampling = make_sampling(recipe, tokenizer, recipe.seed)
     engine = TransformersEngine(policy.model, tokenizer, max_rows=recipe.max_rows_in_flight)
     out = Path(recipe.responses) if recipe.responses else None
     if out:
