@@ -9,8 +9,11 @@ Importing this package loads the standard library only; a verifier's own depende
 
 from verifiers.batch import verify_all
 from verifiers.registry import (
+    AnswerOf,
+    NoAnswerKeyError,
     Verifier,
     VerifierInfo,
+    answer_key,
     get_verifier,
     list_verifiers,
     register_verifier,
@@ -21,10 +24,13 @@ from verifiers.verdict import STATUSES, Status, Verdict
 
 __all__ = [
     "STATUSES",
+    "AnswerOf",
+    "NoAnswerKeyError",
     "Status",
     "Verdict",
     "Verifier",
     "VerifierInfo",
+    "answer_key",
     "get_verifier",
     "list_verifiers",
     "register_verifier",

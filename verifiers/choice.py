@@ -16,7 +16,17 @@ _LETTER = re.compile(r"\(?([A-Za-z])\)?(?:[.:)]|\s*$)")
 _STATED = re.compile(r"\b(?i:answer|choice|option)(?:\s+is)?\s*:?\s*\**\(?([A-Z])\)?\**(?![\w'])")
 
 
-@register_verifier("choice", columns=("answer",), optional=("choices",))
+def chosen_letter(response: str, row: Mapping[str, Any]) -> str | None:
+    """The letter of the option chosen, None where none was.
+
+    >>> chosen_letter("It is Paris. The answer is Paris", {"choices": ["Rome", "Paris"]})
+    'B'
+    """
+    text = outside_thinking(response)
+    return _chosen(text, _options(row)) if text else None
+
+
+@register_verifier("choice", columns=("answer",), optional=("choices",), answer_of=chosen_letter)
 def choice(response: str, row: Mapping[str, Any]) -> Verdict:
     r"""The option chosen, by letter or by the option's text.
 
@@ -31,14 +41,16 @@ def choice(response: str, row: Mapping[str, Any]) -> Verdict:
 
     Raises ValueError when the row's answer is none of its options.
     """
-    options = [_normalise(str(option)) for option in row.get("choices") or []]
-    right = _right_letter(row["answer"], options)
-    text = outside_thinking(response)
-    chosen = _chosen(text, options) if text else None
+    right = _right_letter(row["answer"], _options(row))
+    chosen = chosen_letter(response, row)
     if chosen is None:
         return Verdict(0.0, "unparsed", "no option was chosen")
     shown = f"chose {chosen}, right is {right}"
     return Verdict(1.0, "pass", shown) if chosen == right else Verdict(0.0, "fail", shown)
+
+
+def _options(row: Mapping[str, Any]) -> list[str]:
+    return [_normalise(str(option)) for option in row.get("choices") or []]
 
 
 def _right_letter(answer: Any, options: list[str]) -> str:

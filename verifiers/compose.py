@@ -5,10 +5,10 @@ As functions they make a verifier for code (`combine_all("math", "format")`); as
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
-from verifiers.registry import Verifier, get_verifier, register_verifier, verify
+from verifiers.registry import Verifier, answer_key, get_verifier, register_verifier, verify
 from verifiers.verdict import Verdict
 
 
@@ -122,7 +122,12 @@ def weighted(response: str, row: Mapping[str, Any]) -> Verdict:
     return combine_weighted(row["verifiers"])(response, row)
 
 
-@register_verifier("by_task", columns=("task",))
+def answer_by_task(response: str, row: Mapping[str, Any]) -> Hashable | None:
+    """The voting key of the row's own verifier. Raises NoAnswerKeyError when that has none."""
+    return answer_key(row["task"], response, row)
+
+
+@register_verifier("by_task", columns=("task",), answer_of=answer_by_task)
 def by_task(response: str, row: Mapping[str, Any]) -> Verdict:
     """The verifier that the row's `task` column names.
 

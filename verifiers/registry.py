@@ -5,13 +5,14 @@ from __future__ import annotations
 import difflib
 import importlib
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from verifiers.verdict import Verdict
 
 Verifier = Callable[[str, Mapping[str, Any]], Verdict]
+AnswerOf = Callable[[str, Mapping[str, Any]], Hashable | None]
 
 # Built-in verifiers and the module that registers each; a module is imported when its name is first asked for.
 _BUILTIN_MODULES: dict[str, str] = {
@@ -32,13 +33,15 @@ _BUILTIN_MODULES: dict[str, str] = {
 
 @dataclass(frozen=True, slots=True)
 class VerifierInfo:
-    """A registered verifier: the row columns it needs, those it reads when present, and its docstring's first line."""
+    """A registered verifier: the row columns it needs, those it reads when present, its docstring's first line, and
+    the function that reads the answer out of a response as a key for majority votes, if it has one."""
 
     name: str
     fn: Verifier
     columns: tuple[str, ...]
     optional: tuple[str, ...]
     summary: str
+    answer_of: AnswerOf | None = None
 
 
 _registered: dict[str, VerifierInfo] = {}
@@ -49,12 +52,13 @@ def first_docstring_line(fn: Callable[..., Any]) -> str:
 
 
 def register_verifier(
-    name: str, columns: Iterable[str] = (), optional: Iterable[str] = ()
+    name: str, columns: Iterable[str] = (), optional: Iterable[str] = (), answer_of: AnswerOf | None = None
 ) -> Callable[[Verifier], Verifier]:
     """Register `fn(response, row) -> Verdict` under `name`.
 
     columns: row columns the verifier needs; `verify` answers `error` for a row without them.
     optional: row columns it reads when present.
+    answer_of: `(response, row) -> key`, equal for equal answers and None where there is none; for majority votes.
     Raises ValueError when the name is taken by another function.
     """
 
@@ -64,7 +68,8 @@ def register_verifier(
         taken = known is not None or _BUILTIN_MODULES.get(name, fn.__module__) != fn.__module__
         if taken and not same:
             raise ValueError(f"a verifier named {name!r} is already registered; choose another name")
-        _registered[name] = VerifierInfo(name, fn, tuple(columns), tuple(optional), first_docstring_line(fn))
+        summary = first_docstring_line(fn)
+        _registered[name] = VerifierInfo(name, fn, tuple(columns), tuple(optional), summary, answer_of)
         return fn
 
     return register
@@ -132,3 +137,23 @@ def verify(verifier: str | Verifier, response: str, row: Mapping[str, Any]) -> V
         detail = f"verifier {name!r} raised {type(error).__name__}: {error}"
         return Verdict(None, "error", detail, time.perf_counter() - start)
     return verdict if verdict.seconds else replace(verdict, seconds=time.perf_counter() - start)
+
+
+class NoAnswerKeyError(ValueError):
+    """The verifier has no function that reads the answer out of a response."""
+
+
+def answer_key(name: str, response: str, row: Mapping[str, Any]) -> Hashable | None:
+    """What a majority vote counts: equal keys are one answer, None (no answer could be read) is no vote.
+
+    Raises NoAnswerKeyError when the verifier was registered without `answer_of`, ValueError for an unknown name.
+    """
+    info = verifier_info(name)
+    if info.answer_of is None:
+        raise NoAnswerKeyError(f"verifier {name!r} does not tell a response's answer: register it with `answer_of`")
+    try:
+        return info.answer_of(response, row)
+    except NoAnswerKeyError:
+        raise
+    except Exception:  # a row or response that it cannot read; the verdict on it tells why
+        return None

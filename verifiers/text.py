@@ -17,7 +17,21 @@ MAX_LENGTH = 20_000  # characters, for the measures whose cost grows with the sq
 _regex_worker = Worker("verifiers.text:search_pattern", timeout_s=2.0)
 
 
-@register_verifier("text", optional=("answer", "match", "threshold", "contains", "pattern", "min_words", "max_words"))
+def text_answer(response: str, row: Mapping[str, Any]) -> str | None:
+    """The answer as `match` compares it: as it stands with "exact", otherwise normalised. None where there is none.
+
+    >>> text_answer("<think>hm</think>The Eiffel Tower!", {})
+    'eiffel tower'
+    """
+    answer = (outside_thinking(response) or "").strip()
+    return (answer if row.get("match") == "exact" else normalise(answer) or answer) or None
+
+
+@register_verifier(
+    "text",
+    optional=("answer", "match", "threshold", "contains", "pattern", "min_words", "max_words"),
+    answer_of=text_answer,
+)
 def text(response: str, row: Mapping[str, Any]) -> Verdict:
     """The answer equals, resembles or contains what the row asks for.
 

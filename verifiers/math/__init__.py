@@ -22,6 +22,7 @@ from verifiers.math.compare import ask, same_answer
 from verifiers.math.exact import TooLargeError, exact
 from verifiers.math.extract import extract_answer
 from verifiers.math.tokens import MAX_LENGTH, MathSyntaxError, strip_typography
+from verifiers.math.vote import math_answer
 from verifiers.registry import register_verifier
 from verifiers.verdict import Verdict
 from verifiers.worker import WorkerCrashError, WorkerTimeoutError
@@ -29,7 +30,7 @@ from verifiers.worker import WorkerCrashError, WorkerTimeoutError
 _SHOWN = 80
 
 
-@register_verifier("math", columns=("answer",))
+@register_verifier("math", columns=("answer",), answer_of=math_answer)
 def math(response: str, row: Mapping[str, Any]) -> Verdict:
     r"""Exact or symbolic equality of the final answer with the row's accepted answer(s).
 

@@ -6,6 +6,9 @@ to accept.
 
 from __future__ import annotations
 
+import zlib
+from decimal import Context
+from fractions import Fraction
 from typing import Any
 
 import sympy
@@ -42,6 +45,8 @@ def answer_request(request: list[Any]) -> bool | str:
         return proportional(gold, given)
     if operation == "same_set":
         return same_set(as_set(gold), as_set(given))
+    if operation == "key":
+        return value_key(expression(gold))
     if operation == "latex":
         from verifiers.math.latex_fallback import same_latex
 
@@ -180,3 +185,24 @@ def as_set(node: Any) -> Set:
 
 def same_set(left: Set, right: Set) -> bool:
     return left == right or sympy.SymmetricDifference(left, right).doit().is_empty is True
+
+
+def value_key(value: Expr) -> str:
+    """Digits of the value at a fixed point of its symbols: one text for expressions that are equal. Only for counting
+    votes, never for a verdict. Raises ValueError for infinite and undefined values."""
+    point = {symbol: 1 + Rational(zlib.crc32(symbol.name.encode()), 2**33) for symbol in value.free_symbols}
+    number = value.subs(point).evalf(DIGITS)
+    if not number.is_number or number.has(sympy.nan, sympy.zoo, sympy.oo):
+        raise ValueError("no finite number")
+    real, imaginary = (_digits(part) for part in number.as_real_imag())
+    return real if imaginary == "0" else f"{real} + {imaginary}i"
+
+
+def _digits(part: Expr) -> str:
+    """A rational with a small denominator by its name, so that log_2(8) and 3 have one key."""
+    if part.is_Float and part._prec == 1:  # cannot be told from zero
+        return "0"
+    number = Fraction(str(part))
+    near = number.limit_denominator(10**9)
+    close = abs(number - near) <= abs(number) / 10**30
+    return str(near) if close else str(Context(prec=25).create_decimal(str(part)))
