@@ -1,5 +1,3 @@
-"use strict";
-
 function compact(value) {
   if (value === null) return "not finite";
   const size = Math.abs(value);
@@ -16,13 +14,6 @@ function nearest(list, x) {
     if (list[middle] <= x) low = middle; else high = middle;
   }
   return Math.abs(list[high] - x) < Math.abs(list[low] - x) ? high : low;
-}
-
-function element(name, className, text) {
-  const node = document.createElement(name);
-  node.className = className;
-  if (text !== undefined) node.textContent = text;
-  return node;
 }
 
 // A vertical cursor, a dot on each curve and a read-out of the values at the step under the pointer.
@@ -88,7 +79,7 @@ function addReadout(figure) {
   svg.addEventListener("pointerleave", hide);
 }
 
-// Views (latest, best, worst, all), the text filter, and the button that opens a long completion.
+// Views (latest, best, worst, all) and the text filter.
 function addSampleTools(stage) {
   const tools = stage.querySelector(".tools");
   if (!tools) return;
@@ -116,30 +107,10 @@ function addSampleTools(stage) {
 
   for (const button of buttons) button.addEventListener("click", () => { view = button.dataset.view; update(); });
   input.addEventListener("input", update);
-  for (const long of list.querySelectorAll(".long")) {
-    const more = element("button", "more", "Show all");
-    more.type = "button";
-    more.addEventListener("click", () => {
-      more.textContent = long.classList.toggle("open") ? "Show less" : "Show all";
-    });
-    long.append(more);
-  }
   tools.hidden = false;
   update();
 }
 
-function addThemeButton(button) {
-  const modes = ["auto", "light", "dark"];
-  let mode = 0;
-  button.addEventListener("click", () => {
-    mode = (mode + 1) % modes.length;
-    document.documentElement.style.colorScheme = mode ? modes[mode] : "";
-    button.textContent = "Theme: " + modes[mode];
-  });
-  button.hidden = false;
-}
-
 document.querySelectorAll("figure.chart").forEach(addReadout);
 document.querySelectorAll("section.stage").forEach(addSampleTools);
-addThemeButton(document.getElementById("theme"));
 document.documentElement.dataset.ready = "true";

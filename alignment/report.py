@@ -1,13 +1,7 @@
-"""The report of a run: one HTML file that needs nothing else, and the picture of several runs.
-
-The page has no external reference. Its content policy allows the one inline script by its hash and nothing else, so
-text sampled from a model cannot run or load anything, escaped or not.
-"""
+"""The report of a run: one HTML file that needs nothing else, and the picture of several runs."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -15,12 +9,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from alignment.console import format_seconds, format_value
-from alignment.metrics import read_json_lines, read_metrics, replace_file
+from alignment.metrics import read_json_lines, read_metrics
+from alignment.page import write_page
 from alignment.report_charts import draw_chart, draw_intervals
-from alignment.report_samples import is_long, select_samples
+from alignment.report_samples import select_samples
 from alignment.report_series import plan_charts, series_from_metrics
 
 SECRET_NAMES = ("hub_token", "push_to_hub_token", "api_key", "access_token", "auth_token", "password", "secret")
@@ -41,31 +34,19 @@ def write_report(path: Path, title: str, stages: list[ReportStage], summary: dic
     between 0 and 1; other plain values are listed below the table, `headline` replaces the computed one.
     """
     folder = Path(__file__).parent
-    script = (folder / "report.js").read_text(encoding="utf-8")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    loader = FileSystemLoader(folder)
-    templates = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    templates.filters["is_long"] = is_long
     rows = _stage_rows(summary)
     sections = [_section(stage, index) for index, stage in enumerate(stages)]
-    page = templates.get_template("report.html.jinja").render(
-        title=title,
-        style=(folder / "report.css").read_text(encoding="utf-8"),
-        script=script,
-        script_hash=digest,
-        when=_when(sections),
-        headline=_headline(summary, rows),
-        rows=rows,
-        intervals=draw_intervals(rows) if rows else "",
-        facts=_summary_facts(summary),
-        sections=sections,
-        environment=_environment(stages),
-    )
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, page)
+    values = {
+        "title": title,
+        "when": _when(sections),
+        "headline": _headline(summary, rows),
+        "rows": rows,
+        "intervals": draw_intervals(rows) if rows else "",
+        "facts": _summary_facts(summary),
+        "sections": sections,
+        "environment": _environment(stages),
+    }
+    write_page(path, folder / "report.html.jinja", folder / "report.js", values)
 
 
 def find_stages(run_dir: Path, summary: dict[str, Any] | None = None) -> list[ReportStage]:

@@ -7,9 +7,10 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from alignment.page import shorten
+
 VIEW_SIZE = 24
 MAX_SAMPLES = 120
-MAX_CHARACTERS = 8000
 KNOWN_KEYS = ("step", "prompt", "completion", "reward", "reward_terms", "finish_reason", "verdict", "verdicts")
 
 
@@ -58,38 +59,29 @@ def split_thinking(text: str) -> list[tuple[str, str]]:
     return [("thinking" if piece.startswith("<think>") else "text", piece) for piece in pieces if piece]
 
 
-def is_long(text: str) -> bool:
-    """Whether the page shows the text cut off at first."""
-    return len(text) > 400 or text.count("\n") > 6
-
-
 def _view(
     record: dict[str, Any], reward: float | None, low: float | None, high: float | None, views: list[str]
 ) -> SampleView:
     share = None
     if reward is not None and low is not None and high is not None:
         share = 100.0 if high == low else round(100 * (reward - low) / (high - low), 1)
-    prompt, completion = _text(record.get("prompt", "")), _text(record.get("completion", ""))
+    prompt, completion = text_of(record.get("prompt", "")), text_of(record.get("completion", ""))
     terms = [(name, _number(value)) for name, value in (record.get("reward_terms") or {}).items()]
     verdicts = record.get("verdicts") or ({"verdict": record["verdict"]} if record.get("verdict") else {})
     facts = [(name, str(value)) for name, value in verdicts.items()]
     if record.get("finish_reason"):
         facts.append(("finish", str(record["finish_reason"])))
     others = ((name, value) for name, value in record.items() if name not in KNOWN_KEYS)
-    facts += [(name, _shorten(str(value), 80)) for name, value in others if isinstance(value, str | int | float)]
-    parts = split_thinking(_shorten(completion, MAX_CHARACTERS))
-    return SampleView(record["step"], _shorten(prompt, MAX_CHARACTERS), parts, reward, share, terms, facts, views)
+    facts += [(name, shorten(str(value), 80)) for name, value in others if isinstance(value, str | int | float)]
+    parts = split_thinking(shorten(completion))
+    return SampleView(record["step"], shorten(prompt), parts, reward, share, terms, facts, views)
 
 
-def _text(value: Any) -> str:
+def text_of(value: Any) -> str:
     """A string as it is; a list of messages as "role: content" blocks."""
     if isinstance(value, str):
         return value
     return "\n".join(f"{message.get('role', '')}: {message.get('content', '')}" for message in value)
-
-
-def _shorten(text: str, limit: int) -> str:
-    return text if len(text) <= limit else f"{text[:limit]}… ({len(text) - limit} more characters)"
 
 
 def _finite(value: Any) -> float | None:
