@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from alignment.algorithms.sft import Sft, deal
+from alignment.algorithms.sft import Sft
 from alignment.checkpoint import checkpoints, find_damage, newest_checkpoint
+from alignment.data.epochs import deal
 from alignment.distributed import MetricSums
 from alignment.errors import UserError
 from alignment.metrics import read_metrics
@@ -211,7 +212,7 @@ def test_metrics_over_micro_batches_are_means_totals_and_maxima():
 def test_changed_training_data_is_refused_on_resume_with_both_fingerprints(tmp_path):
     train(str(tmp_path), 2, save_every=1)
     other = Sft(rows(seed=9), 5, seed=1)
-    with pytest.raises(UserError, match=f"fingerprint .* then, {other.data_fingerprint} now"):
+    with pytest.raises(UserError, match=f"fingerprint .* then, {other.epochs.fingerprint} now"):
         train(str(tmp_path), 4, algorithm=other)
 
 

@@ -1,0 +1,68 @@
+"""Epochs over a fixed set of rows: the order in which steps take them, and what refuses to go on with other rows."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from alignment.distributed import rank, world_size
+from alignment.errors import UserError
+from alignment.types import Tree
+
+
+class Epochs:
+    """`trees` in seeded random order, anew in each epoch, `batch_size` of them per step over all ranks.
+
+    The rows of a step are dealt to the ranks by length, so that each gets about as many tokens. What an epoch leaves
+    over when it is divided into steps is not taken. Raises UserError when there is no tree.
+    """
+
+    def __init__(self, trees: Sequence[Tree], batch_size: int, seed: int):
+        if not trees:
+            raise UserError("there is no row to train on: the data set is empty or every row was dropped")
+        self.trees, self.batch_size, self.seed = list(trees), batch_size, seed
+        self.steps_per_epoch = max(1, len(self.trees) // batch_size)
+        self.fingerprint = trees_fingerprint(self.trees)
+
+    def take(self, step: int) -> list[Tree]:
+        """This rank's rows of a step."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.trees))
+        rows = [self.trees[i] for i in order[place * self.batch_size : (place + 1) * self.batch_size]]
+        return deal(rows, world_size())[rank()]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"data_fingerprint": self.fingerprint}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Raises UserError when the rows are not those of the checkpoint."""
+        if state["data_fingerprint"] != self.fingerprint:
+            raise UserError(
+                f"the training data changed since the checkpoint (fingerprint {state['data_fingerprint']} then, "
+                f"{self.fingerprint} now): restore it, or start a new run with another output_dir"
+            )
+
+
+def trees_fingerprint(trees: Sequence[Tree]) -> str:
+    """Of tokens and masks."""
+    digest = hashlib.sha256()
+    for tree in trees:
+        for segment in tree.segments:
+            digest.update(np.asarray(segment.token_ids, np.int32).tobytes())
+            digest.update(b"" if segment.scored is None else np.packbits(segment.scored).tobytes())
+        digest.update(b"|")
+    return digest.hexdigest()[:16]
+
+
+def deal(trees: Sequence[Tree], ranks: int) -> list[list[Tree]]:
+    """Longest first, each to the rank with the fewest tokens so far."""
+    hands: list[list[Tree]] = [[] for _ in range(ranks)]
+    tokens = [0] * ranks
+    for tree in sorted(trees, key=lambda t: -t.tokens):
+        r = tokens.index(min(tokens))
+        hands[r].append(tree)
+        tokens[r] += tree.tokens
+    return hands
