@@ -8,7 +8,7 @@ from alignment.algorithms.grpo import Grpo, GrpoConfig
 from alignment.data.curriculum import Curriculum
 from alignment.errors import UserError
 from alignment.losses.advantages import group_advantages
-from alignment.losses.policy_gradient import gspo_loss, k3, sequence_mean_loss, token_loss, truncated_importance
+from alignment.losses.policy_gradient import gspo_loss, k3, sequence_mean_loss, token_loss
 from alignment.metrics import read_metrics
 from alignment.models import Policy
 from alignment.models.score import add_logprobs
@@ -134,10 +134,6 @@ def test_k3_is_zero_at_equality_positive_elsewhere_and_unbiased():
     estimate = k3(p.log(), q.log())
     assert (estimate > 0).all()
     assert (p * estimate).sum().item() == pytest.approx((p * (p / q).log()).sum().item(), rel=1e-5)
-
-
-def test_importance_weights_are_capped_from_above_only():
-    assert truncated_importance(NEW, OLD, 1.2).tolist() == pytest.approx([1.2, 0.5, 1.0])
 
 
 # --- the algorithm ----------------------------------------------------------------------------------------------------

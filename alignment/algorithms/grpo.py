@@ -9,12 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from peft import PeftModel
 
+from alignment.algorithms.rollouts import (
+    add_ref_logprobs,
+    add_reward_metrics,
+    loss_mask,
+    rollout_stats,
+    sample_records,
+    surrogate_stats,
+)
 from alignment.data.curriculum import Curriculum, PromptScore, fingerprint
 from alignment.distributed import gather_objects, rank, world_size
 from alignment.errors import UserError
@@ -25,7 +32,6 @@ from alignment.losses.policy_gradient import (
     k3,
     sequence_mean_loss,
     token_loss,
-    truncated_importance,
 )
 from alignment.models import Policy
 from alignment.models.score import add_logprobs
@@ -106,17 +112,15 @@ class Grpo:
         rewards_PG = np.array([[np.nan if r.reward is None else r.reward for r in g] for g in groups], dtype=float)
         rewards_PG = rewards_PG.reshape(-1, self.config.group_size)
         advantages_PG, flat_P = group_advantages(rewards_PG, self.config.divide_by_std)
-        trees = [self._tree(g, a, r) for g, a, r in zip(groups, advantages_PG, rewards_PG, strict=True)]
+        trees = [self._tree(g, a) for g, a in zip(groups, advantages_PG, strict=True)]
         if self.config.beta:
-            self._add_reference(trees)
+            add_ref_logprobs(self.policy, self.reference, trees, self.max_tokens, self.sampling.temperature)
             if self.config.kl == "reward":
                 advantages_PG, flat_P = self._penalise(trees, groups, rewards_PG)
         if self.config.old_logprobs == "recompute" and not self.on_policy:
             add_logprobs(self.policy, trees, "old_logprobs", self.max_tokens, self.sampling.temperature)
-        rollouts = [r for g in groups for r in g]
-        stats |= _rollout_stats(rollouts, rewards_PG, flat_P)
-        one_per_group_first = [r for column in zip(*groups, strict=True) for r in column]
-        return Episode(self._batches(trees, flat_P, step), stats, [_sample_record(r) for r in one_per_group_first])
+        stats |= {**rollout_stats(groups), "flat_groups": (int(flat_P.sum()), len(flat_P))}
+        return Episode(self._batches(trees, flat_P, step), stats, sample_records(groups))
 
     def _sample(self, step: int) -> tuple[list[list[Rollout]], dict[str, Any]]:
         """Groups of this rank, scored. Groups without signal are replaced while the budget of extra prompts lasts."""
@@ -132,7 +136,7 @@ class Grpo:
             # a rank may have no prompt in a late round
             groups = self.engine.generate([self.prompts[i] for i in indices], c.group_size, self.sampling, step)
             metrics = self.score([r for g in groups for r in g])
-            _add_reward_metrics(stats, metrics, len(groups))
+            add_reward_metrics(stats, metrics, len(groups))
             signal = [self._has_signal(g) for g in groups]
             for prompt_id, rewards in gather_objects([(g[0].prompt.id, [r.reward for r in g]) for g in groups]):
                 self.curriculum.observe(prompt_id, PromptScore.of(rewards))
@@ -150,12 +154,11 @@ class Grpo:
         rewards = np.array([[np.nan if r.reward is None else r.reward for r in group]], dtype=float)
         return not group_advantages(rewards)[1][0]
 
-    def _tree(self, rollouts: list[Rollout], advantages_G: np.ndarray, rewards_G: np.ndarray) -> Tree:
+    def _tree(self, rollouts: list[Rollout], advantages_G: np.ndarray) -> Tree:
         children = []
-        for rollout, advantage, reward in zip(rollouts, advantages_G, rewards_G, strict=True):
-            length = len(rollout.token_ids)
-            mask = np.ones(length, dtype=bool) if rollout.loss_mask is None else np.asarray(rollout.loss_mask)
-            if np.isnan(reward) or (self.config.mask_truncated and rollout.finish_reason == "length"):
+        for rollout, advantage in zip(rollouts, advantages_G, strict=True):
+            length, mask = len(rollout.token_ids), loss_mask(rollout)
+            if self.config.mask_truncated and rollout.finish_reason == "length":
                 mask = np.zeros(length, dtype=bool)
             logprobs = np.asarray(rollout.logprobs, dtype=np.float32)
             columns = {"advantages": np.full(length, advantage), "sampler_logprobs": logprobs}
@@ -163,13 +166,6 @@ class Grpo:
                 columns["old_logprobs"] = logprobs
             children.append(Segment(rollout.token_ids, scored=mask, columns=columns, kept=rollout.kept))
         return group(rollouts[0].prompt.token_ids, children)
-
-    def _add_reference(self, trees: list[Tree]) -> None:
-        if self.reference is not None:
-            add_logprobs(self.reference, trees, "ref_logprobs", self.max_tokens, self.sampling.temperature)
-            return
-        with cast(PeftModel, self.policy.model).disable_adapter():
-            add_logprobs(self.policy, trees, "ref_logprobs", self.max_tokens, self.sampling.temperature)
 
     def _penalise(self, trees: list[Tree], groups: list[list[Rollout]], rewards_PG: np.ndarray):
         """k1 in the reward: r - beta * sum(log pi - log ref), then the advantages anew."""
@@ -216,10 +212,10 @@ class Grpo:
         surrogate = LOSSES[c.loss](
             logprobs_N, old_N, advantages_N, micro.score_row_N, micro.rows, c.clip_eps, c.clip_eps_high
         )
-        sampler_ratio_N = truncated_importance(old_N, micro.columns["sampler_logprobs"], float("inf"))
-        loss_N = surrogate.loss_N * sampler_ratio_N.clamp(max=c.importance_cap)
+        sampler_ratio_N = (old_N - micro.columns["sampler_logprobs"]).exp()
+        loss_N = surrogate.loss_N * sampler_ratio_N.clamp(max=c.importance_cap)  # truncated importance weights
         n = logprobs_N.numel()
-        stats = _loss_stats(surrogate, sampler_ratio_N, n)
+        stats = surrogate_stats(surrogate, sampler_ratio_N, n)
         if "ref_logprobs" in micro.columns:
             kl_N = k3(logprobs_N, micro.columns["ref_logprobs"])
             stats["kl"] = (kl_N.detach().sum(), n)
@@ -247,52 +243,3 @@ class Grpo:
             )
         self.curriculum.load_state_dict(state["curriculum"])
         self.entropy = state["entropy"]
-
-
-def _add_reward_metrics(stats: dict[str, Any], metrics: Mapping[str, float], groups: int) -> None:
-    """Counts of unscored terms add up over rounds and ranks; everything else is a mean over groups."""
-    for name, value in metrics.items():
-        if name.startswith("unscored/"):
-            stats[name] = (stats.get(name, (0.0, None))[0] + value, None)
-        else:
-            total, count = stats.get(name, (0.0, 0))
-            stats[name] = (total + value * groups, count + groups)
-
-
-def _loss_stats(surrogate, sampler_ratio_N: torch.Tensor, n: int) -> dict[str, Any]:
-    outside = ((sampler_ratio_N < 0.9) | (sampler_ratio_N > 1.1)).sum()
-    return {
-        "ratio/mean": (surrogate.ratio_N.sum(), n),
-        "ratio/max": surrogate.ratio_N.max() if n else float("-inf"),
-        "clip_fraction/low": (surrogate.clipped_low_N.sum(), n),
-        "clip_fraction/high": (surrogate.clipped_high_N.sum(), n),
-        "sampler_ratio/mean": (sampler_ratio_N.sum(), n),
-        "sampler_ratio/outside": (outside, n),
-    }
-
-
-def _rollout_stats(rollouts: list[Rollout], rewards_PG: np.ndarray, flat_P: np.ndarray) -> dict[str, Any]:
-    lengths = [len(r.token_ids) for r in rollouts]
-    scored = rewards_PG[~np.isnan(rewards_PG)]
-    spread = [np.nanstd(row) for row in rewards_PG if not np.isnan(row).all()]
-    return {
-        "reward": (float(scored.sum()), len(scored)),
-        "reward_std": (float(sum(spread)), len(spread)),
-        "unscored": (int(np.isnan(rewards_PG).sum()), len(rollouts)),
-        "flat_groups": (int(flat_P.sum()), len(flat_P)),
-        "completion_length/mean": (sum(lengths), len(lengths)),
-        "completion_length/max": max(lengths, default=0),
-        "truncated": (sum(r.finish_reason == "length" for r in rollouts), len(rollouts)),
-    }
-
-
-def _sample_record(rollout: Rollout) -> dict[str, Any]:
-    return {
-        "prompt": rollout.prompt.messages[-1]["content"] if rollout.prompt.messages else rollout.prompt.id,
-        "completion": rollout.text,
-        "reward": rollout.reward,
-        "reward_terms": rollout.reward_terms,
-        "finish_reason": rollout.finish_reason,
-        "prompt_id": rollout.prompt.id,
-        "tokens": len(rollout.token_ids),
-    }

@@ -77,8 +77,3 @@ def k3(logprobs_N: torch.Tensor, ref_logprobs_N: torch.Tensor) -> torch.Tensor:
     """Unbiased, non-negative estimate of KL(policy || reference) per token: exp(-d) - 1 + d, d = logprob - ref."""
     log_ratio = ref_logprobs_N - logprobs_N
     return log_ratio.exp() - 1 - log_ratio
-
-
-def truncated_importance(old_logprobs_N: torch.Tensor, sampler_logprobs_N: torch.Tensor, cap: float) -> torch.Tensor:
-    """min(pi_old / pi_sampler, cap): weights that correct for a sampler that is not quite the trained policy."""
-    return (old_logprobs_N - sampler_logprobs_N).exp().clamp(max=cap)

@@ -1,0 +1,95 @@
+"""What the methods that sample have in common: trees from rollouts, reference log-probabilities, statistics.
+
+Shapes: P prompts, G samples per prompt, N scored tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import numpy as np
+import torch
+from peft import PeftModel
+
+from alignment.losses.policy_gradient import Surrogate
+from alignment.models import Policy
+from alignment.models.score import add_logprobs
+from alignment.types import Rollout, Tree
+
+
+def loss_mask(rollout: Rollout) -> np.ndarray:
+    """Which completion tokens carry loss; none of a sample without a reward."""
+    if rollout.reward is None:
+        return np.zeros(len(rollout.token_ids), dtype=bool)
+    if rollout.loss_mask is None:
+        return np.ones(len(rollout.token_ids), dtype=bool)
+    return np.asarray(rollout.loss_mask, dtype=bool)
+
+
+def add_ref_logprobs(
+    policy: Policy, reference: Policy | None, trees: Sequence[Tree], max_tokens: int, temperature: float
+) -> None:
+    """Column `ref_logprobs`, by the reference or, when there is none, by the policy with its adapters off."""
+    if reference is not None:
+        add_logprobs(reference, trees, "ref_logprobs", max_tokens, temperature)
+        return
+    with cast(PeftModel, policy.model).disable_adapter():
+        add_logprobs(policy, trees, "ref_logprobs", max_tokens, temperature)
+
+
+def add_reward_metrics(stats: dict[str, Any], metrics: Mapping[str, float], groups: int) -> None:
+    """Counts of unscored terms add up over rounds and ranks; everything else is a mean over groups."""
+    for name, value in metrics.items():
+        if name.startswith("unscored/"):
+            stats[name] = (stats.get(name, (0.0, None))[0] + value, None)
+        else:
+            total, count = stats.get(name, (0.0, 0))
+            stats[name] = (total + value * groups, count + groups)
+
+
+def rollout_stats(groups: Sequence[Sequence[Rollout]]) -> dict[str, Any]:
+    """Rewards, lengths and truncation of an episode."""
+    rollouts = [r for g in groups for r in g]
+    lengths = [len(r.token_ids) for r in rollouts]
+    rewards = [[r.reward for r in g if r.reward is not None] for g in groups]
+    scored = [reward for row in rewards for reward in row]
+    spread = [float(np.std(row)) for row in rewards if row]
+    return {
+        "reward": (float(sum(scored)), len(scored)),
+        "reward_std": (sum(spread), len(spread)),
+        "unscored": (len(rollouts) - len(scored), len(rollouts)),
+        "completion_length/mean": (sum(lengths), len(lengths)),
+        "completion_length/max": max(lengths, default=0),
+        "truncated": (sum(r.finish_reason == "length" for r in rollouts), len(rollouts)),
+    }
+
+
+def surrogate_stats(surrogate: Surrogate, sampler_ratio_N: torch.Tensor, n: int) -> dict[str, Any]:
+    """Importance ratios of the update and of the sampler, and the shares that the clip cuts off."""
+    outside = ((sampler_ratio_N < 0.9) | (sampler_ratio_N > 1.1)).sum()
+    return {
+        "ratio/mean": (surrogate.ratio_N.sum(), n),
+        "ratio/max": surrogate.ratio_N.max() if n else float("-inf"),
+        "clip_fraction/low": (surrogate.clipped_low_N.sum(), n),
+        "clip_fraction/high": (surrogate.clipped_high_N.sum(), n),
+        "sampler_ratio/mean": (sampler_ratio_N.sum(), n),
+        "sampler_ratio/outside": (outside, n),
+    }
+
+
+def sample_records(groups: Sequence[Sequence[Rollout]]) -> list[dict[str, Any]]:
+    """For samples.jsonl, one of each group first."""
+    return [_record(r) for column in zip(*groups, strict=True) for r in column]
+
+
+def _record(rollout: Rollout) -> dict[str, Any]:
+    return {
+        "prompt": rollout.prompt.messages[-1]["content"] if rollout.prompt.messages else rollout.prompt.id,
+        "completion": rollout.text,
+        "reward": rollout.reward,
+        "reward_terms": rollout.reward_terms,
+        "finish_reason": rollout.finish_reason,
+        "prompt_id": rollout.prompt.id,
+        "tokens": len(rollout.token_ids),
+    }
