@@ -7,7 +7,14 @@
 
 from rewards.completions import completion_text
 from rewards.from_verifier import RewardFn, from_verifier
-from rewards.registry import RewardInfo, get_reward, list_rewards, register_reward, reward_info
+from rewards.registry import (
+    RewardInfo,
+    get_reward,
+    list_rewards,
+    register_reward,
+    register_reward_factory,
+    reward_info,
+)
 from rewards.runner import RewardRunner
 
 __all__ = [
@@ -19,5 +26,6 @@ __all__ = [
     "get_reward",
     "list_rewards",
     "register_reward",
+    "register_reward_factory",
     "reward_info",
 ]
