@@ -71,7 +71,7 @@ def test_score_file_survives_a_torn_line_and_goes_on(tmp_path):
     file = ScoreFile(tmp_path / "scores.jsonl", PRINTS)
     assert file.read() == {}
     file.append({"a": score(1), "b": score(4)})
-    with file.path.open("a") as f:
+    with file.file.path.open("a") as f:
         f.write('{"id": "c", "mea')
     assert set(file.read()) == {"a", "b"}
     file.append({"c": score(2)})

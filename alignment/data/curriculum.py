@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from alignment.data.artifact import Artifact
 from alignment.errors import UserError
 
 Order = Literal["variance", "pass_rate_band", "random"]
@@ -117,49 +117,17 @@ def fingerprint(*parts: Any) -> str:
 
 
 class ScoreFile:
-    """Prompt scores on disk: a JSONL whose first line holds the fingerprints of model, sampling and reward.
-
-    Lines are appended as they come, so that an interrupted scoring goes on where it stopped.
-    """
+    """Prompt scores on disk, with the fingerprints of model, sampling and reward; see Artifact."""
 
     def __init__(self, path: Path, fingerprints: dict[str, str]):
-        self.path, self.fingerprints = Path(path), fingerprints
+        remedy = "delete it to score the prompts again, or name another curriculum_file"
+        self.file = Artifact(path, fingerprints, remedy)
 
     def read(self) -> dict[str, PromptScore]:
-        """The scores so far; empty when there is no file. A torn last line is dropped.
-
-        Raises UserError when the file was made with another model, sampling or reward.
-        """
-        if not self.path.is_file():
-            return {}
-        lines = self.path.read_text().split("\n")
-        complete = [json.loads(line) for line in lines[:-1] if line]
-        if not complete:
-            return {}
-        for name, value in self.fingerprints.items():
-            if complete[0].get(name) != value:
-                raise UserError(
-                    f"{self.path} was made with another {name} (fingerprint {complete[0].get(name)}, this run's is "
-                    f"{value}): delete it to score the prompts again, or name another curriculum_file"
-                )
-        return {r["id"]: PromptScore(r["mean"], r["variance"], r["pass_rate"], r["samples"]) for r in complete[1:]}
+        """The scores so far. Raises UserError when the file was made with another model, sampling or reward."""
+        records = self.file.read()
+        return {r["id"]: PromptScore(r["mean"], r["variance"], r["pass_rate"], r["samples"]) for r in records}
 
     def append(self, scores: Mapping[str, PromptScore]) -> None:
         """Add scores, flushed to disk."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._drop_torn_line()
-        with self.path.open("a") as file:
-            if file.tell() == 0:
-                file.write(json.dumps(self.fingerprints) + "\n")
-            for i, s in scores.items():
-                record = {"id": i, "mean": s.mean, "variance": s.variance, "pass_rate": s.pass_rate}
-                file.write(json.dumps({**record, "samples": s.samples}) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-
-    def _drop_torn_line(self) -> None:
-        if self.path.is_file():
-            data = self.path.read_bytes()
-            whole = data.rfind(b"\n") + 1
-            if whole < len(data):
-                os.truncate(self.path, whole)
+        self.file.append({"id": i, **asdict(score)} for i, score in scores.items())
