@@ -116,7 +116,7 @@ class Trainer:
         optimizer = optimizer or make_optimizer(policy, config)
         self.peaks = [group.get("peak", config.learning_rate) for group in optimizer.param_groups]
         self.model, self.optimizer = accelerator.prepare(policy, optimizer)
-        self.parameters = [p for p in policy.parameters() if p.requires_grad]
+        self.clip_sets = _clip_sets(self.parts)
 
     # --- the loop ---------------------------------------------------------------------------------------------------
 
@@ -190,9 +190,10 @@ class Trainer:
             total += loss.detach()
             balance_total += balance.detach()
             sums.add(stats)
-        norm = self.accelerator.clip_grad_norm_(self.parameters, self.config.max_grad_norm or float("inf"))
-        self._check_finite(norm, micros)
-        sums.add({"loss": (total, batch.units), "grad_norm": (norm, 1), "skipped_updates": (0, 1)})
+        norms = {name: self._clip(parameters) for name, parameters in self.clip_sets.items()}
+        self._check_finite(norms, micros)
+        sums.add({"loss": (total, batch.units), "skipped_updates": (0, 1)})
+        sums.add({("grad_norm" if n == "model" else f"grad_norm/{n}"): (norm, 1) for n, norm in norms.items()})
         if self.balances:
             sums.add({"router_aux_loss": (balance_total, 1 / world)})
         self.optimizer.step()
@@ -222,8 +223,12 @@ class Trainer:
         shares = [share for balance in self.balances if (share := balance.take()) is not None]
         return torch.stack(shares).sum() if shares else torch.zeros((), device=device)
 
-    def _check_finite(self, norm: torch.Tensor | None, micros: list[PackedBatch]) -> None:
-        if norm is None or torch.isfinite(norm):
+    def _clip(self, parameters: list[nn.Parameter]) -> torch.Tensor:
+        """The norm before clipping."""
+        return self.accelerator.clip_grad_norm_(parameters, self.config.max_grad_norm or float("inf"))
+
+    def _check_finite(self, norms: Mapping[str, torch.Tensor], micros: list[PackedBatch]) -> None:
+        if all(norm is None or torch.isfinite(norm) for norm in norms.values()):
             return
         path = self.folder / f"diverged-step-{self.step + 1}-rank-{rank()}.pt"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -263,7 +268,7 @@ class Trainer:
         return metrics
 
     def _describe(self, resumed: bool) -> str:
-        count = sum(p.numel() for p in self.parameters)
+        count = sum(p.numel() for parameters in self.clip_sets.values() for p in parameters)
         where = f"{self.accelerator.num_processes} process(es) on {self.accelerator.device.type}"
         start = f"going on after step {self.step}" if resumed else "starting"
         return f"{start}: {self.total_steps} steps, {count:,} trainable parameters, {where}"
@@ -333,6 +338,16 @@ class Trainer:
                 raise UserError(f"resume: {path} is not a checkpoint; give a folder …/checkpoints/step-XXXXXXXX")
             return path
         return newest_checkpoint(self.folder / "checkpoints", say)
+
+
+def _clip_sets(parts: Mapping[str, Any]) -> dict[str, list[nn.Parameter]]:
+    """The trainable parameters of each part, whose gradients are clipped together; a shared one counts once."""
+    seen: set[int] = set()
+    sets: dict[str, list[nn.Parameter]] = {}
+    for name, part in parts.items():
+        sets[name] = [p for p in part.parameters() if p.requires_grad and id(p) not in seen]
+        seen |= {id(p) for p in sets[name]}
+    return sets
 
 
 def _due(step: int, every: int) -> bool:

@@ -20,6 +20,7 @@ from alignment.algorithms.rollouts import (
     loss_mask,
     rollout_stats,
     sample_records,
+    sampler_stats,
     surrogate_stats,
 )
 from alignment.data.curriculum import Curriculum, PromptScore, fingerprint
@@ -215,7 +216,7 @@ class Grpo:
         sampler_ratio_N = (old_N - micro.columns["sampler_logprobs"]).exp()
         loss_N = surrogate.loss_N * sampler_ratio_N.clamp(max=c.importance_cap)  # truncated importance weights
         n = logprobs_N.numel()
-        stats = surrogate_stats(surrogate, sampler_ratio_N, n)
+        stats = surrogate_stats(surrogate, n) | sampler_stats(sampler_ratio_N, n)
         if "ref_logprobs" in micro.columns:
             kl_N = k3(logprobs_N, micro.columns["ref_logprobs"])
             stats["kl"] = (kl_N.detach().sum(), n)

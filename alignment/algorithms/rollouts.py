@@ -65,17 +65,20 @@ def rollout_stats(groups: Sequence[Sequence[Rollout]]) -> dict[str, Any]:
     }
 
 
-def surrogate_stats(surrogate: Surrogate, sampler_ratio_N: torch.Tensor, n: int) -> dict[str, Any]:
-    """Importance ratios of the update and of the sampler, and the shares that the clip cuts off."""
-    outside = ((sampler_ratio_N < 0.9) | (sampler_ratio_N > 1.1)).sum()
+def surrogate_stats(surrogate: Surrogate, n: int) -> dict[str, Any]:
+    """Importance ratios of the update, and the shares that the clip cuts off."""
     return {
         "ratio/mean": (surrogate.ratio_N.sum(), n),
         "ratio/max": surrogate.ratio_N.max() if n else float("-inf"),
         "clip_fraction/low": (surrogate.clipped_low_N.sum(), n),
         "clip_fraction/high": (surrogate.clipped_high_N.sum(), n),
-        "sampler_ratio/mean": (sampler_ratio_N.sum(), n),
-        "sampler_ratio/outside": (outside, n),
     }
+
+
+def sampler_stats(ratio_N: torch.Tensor, n: int) -> dict[str, Any]:
+    """How far the sampler is from the policy it stands for: mean ratio, and the share outside [0.9, 1.1]."""
+    outside = ((ratio_N < 0.9) | (ratio_N > 1.1)).sum()
+    return {"sampler_ratio/mean": (ratio_N.sum(), n), "sampler_ratio/outside": (outside, n)}
 
 
 def sample_records(groups: Sequence[Sequence[Rollout]]) -> list[dict[str, Any]]:

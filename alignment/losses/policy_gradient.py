@@ -8,7 +8,7 @@ all micro-batches and ranks. Terms added per token (KL, entropy) use the same no
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 
@@ -23,6 +23,10 @@ class Surrogate:
     ratio_N: torch.Tensor
     clipped_low_N: torch.Tensor
     clipped_high_N: torch.Tensor
+
+    def where(self, mask_N: torch.Tensor) -> Surrogate:
+        """The tokens of the mask only."""
+        return Surrogate(*(getattr(self, field.name)[mask_N] for field in fields(self)))
 
 
 SurrogateLoss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, int, float, float], Surrogate]

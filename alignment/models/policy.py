@@ -46,9 +46,13 @@ class Policy(nn.Module):
         return packed_hidden_states(self.base, batch, self.balance)
 
     def scores(
-        self, hidden_TH: torch.Tensor, batch: PackedBatch, temperature: float | torch.Tensor = 1.0, entropy: bool = False
+        self,
+        hidden_TH: torch.Tensor,
+        batch: PackedBatch,
+        temperature: float | torch.Tensor = 1.0,
+        entropy: bool = False,
     ) -> Scores:
-        """What the head says at the scored positions of `hidden_states(batch)`; `temperature` may be one per position."""
+        """What the head says at the scored positions of `hidden_states(batch)`; one temperature, or one each."""
         hidden_NH = hidden_TH.index_select(0, batch.score_index_N)
         if isinstance(temperature, torch.Tensor):  # the logits of a head without bias are linear in the hidden states
             hidden_NH, temperature = hidden_NH / temperature[:, None], 1.0

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from alignment.models.actor_critic import ActorCritic
 from alignment.models.policy import Policy
 from alignment.models.scalar import ScalarModel
 from alignment.packing import cut
@@ -25,6 +26,13 @@ def add_scalars(model: ScalarModel, trees: Sequence[Tree], column: str, max_toke
     """Write the model's number (value or reward) at every scored token into `segment.columns[column]`."""
     for micro in _with_scored_tokens(trees, max_tokens):
         _write(micro, column, model(micro.to(model.device)))
+
+
+@torch.no_grad()
+def add_values(model: ActorCritic, trees: Sequence[Tree], column: str, max_tokens: int) -> None:
+    """Write the value of the state before every scored token into `segment.columns[column]`."""
+    for micro in _with_scored_tokens(trees, max_tokens):
+        _write(micro, column, model(micro.to(model.device), value_only=True).values_N)
 
 
 def _with_scored_tokens(trees: Sequence[Tree], max_tokens: int) -> list[PackedBatch]:

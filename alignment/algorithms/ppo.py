@@ -1,0 +1,284 @@
+"""PPO with a learned value function: rollouts, per-token rewards, GAE, clipped policy and value losses.
+
+arXiv 1707.06347 (PPO), 1506.02438 (GAE), 2203.02155 (KL in the reward, the pretraining term), 2309.16609 section 3.2.2
+(Qwen1: value warm-up, value clip 0.15, KL coefficient 0.04, two responses per query, running-mean rewards).
+Shapes: P prompts, G samples per prompt, N scored tokens, R rows (completions).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from alignment.algorithms.ppo_parts import AdaptiveKl, Pretraining, RunningMoments, explained_variance, whiten
+from alignment.algorithms.rollouts import (
+    add_ref_logprobs,
+    add_reward_metrics,
+    loss_mask,
+    rollout_stats,
+    sample_records,
+    surrogate_stats,
+)
+from alignment.data.curriculum import fingerprint
+from alignment.distributed import all_sum, rank, world_size
+from alignment.errors import UserError
+from alignment.losses.advantages import gae
+from alignment.losses.policy_gradient import token_loss
+from alignment.losses.value import clipped_value_loss
+from alignment.models import Policy
+from alignment.models.actor_critic import ActorCritic
+from alignment.models.score import add_values
+from alignment.packing import group
+from alignment.types import Batch, Engine, Episode, PackedBatch, Prompt, Rollout, Sampling, Segment, Tree
+
+
+@dataclass
+class PpoConfig:
+    """What PPO does with an episode of prompts_per_step x group_size completions."""
+
+    prompts_per_step: int = 64
+    group_size: int = 2  # responses per query
+    mini_batches: int = 1  # optimizer steps per pass over an episode
+    episode_epochs: int = 1  # passes over an episode
+    value_learning_rate: float = 5e-6
+    value_warmup_steps: int = 50  # the policy rests while the value learns
+    value_warmup_prompts: int = 0  # prompts the warm-up goes round; their samples are drawn once. 0 = all
+    clip_eps: float = 0.2
+    value_clip: float = 0.15  # 0 = none
+    value_coef: float = 1.0
+    gamma: float = 1.0
+    lam: float = 0.95
+    whiten_advantages: bool = True
+    kl_coef: float = 0.04  # of k1 in the reward
+    kl_target: float = 0.0  # nats per completion that kl_coef is steered to; 0 = fixed
+    kl_horizon: int = 10_000  # completions over which it is steered
+    kl_stop: float = 0.0  # the rest of an episode is left out once its mean k1 to the old policy is above; 0 = never
+    reward_mean: bool = True  # subtract the running mean of the rewards
+    reward_std: bool = False  # and divide by their running deviation
+    missing_eos_penalty: float = 0.0  # taken off the reward of completions cut at max_tokens
+    ptx_coef: float = 0.0  # weight of the language-model loss on pretraining text
+    ptx_ratio: float = 1.0  # its tokens per completion token
+
+    def __post_init__(self):
+        for name in ("prompts_per_step", "group_size", "mini_batches", "episode_epochs", "kl_horizon"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}: {getattr(self, name)} is not valid, it has to be 1 or more")
+        for name in ("value_warmup_steps", "value_warmup_prompts", "value_clip", "kl_coef", "kl_target", "ptx_coef"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name}: {getattr(self, name)} is not valid, it has to be 0 or more")
+        if self.mini_batches > self.prompts_per_step:
+            raise UserError(f"mini_batches: {self.mini_batches} exceeds prompts_per_step ({self.prompts_per_step})")
+        if self.kl_target and not self.kl_coef:
+            raise UserError("kl_target: steering needs a kl_coef above 0 to start from")
+
+
+class Ppo:
+    """Algorithm for the trainer, over an ActorCritic. `score(rollouts)` sets reward and reward_terms and returns
+    metrics. reference: None with PEFT (the base with the adapters off) or without KL. pretraining: trees for ptx."""
+
+    def __init__(
+        self,
+        model: ActorCritic,
+        engine: Engine,
+        prompts: Sequence[Prompt],
+        score: Callable[[list[Rollout]], dict[str, float]],
+        config: PpoConfig,
+        sampling: Sampling,
+        reference: Policy | None = None,
+        pretraining: Sequence[Tree] = (),
+        max_tokens: int = 16384,
+    ):
+        if sampling.temperature <= 0:
+            raise UserError("temperature: greedy samples explore nothing; training needs a value above 0")
+        if config.prompts_per_step > len(prompts):
+            raise UserError(
+                f"prompts_per_step: {config.prompts_per_step} exceeds the {len(prompts)} prompts: lower it or add rows"
+            )
+        if config.ptx_coef and not pretraining:
+            raise UserError("ptx_coef is set but there is no pretraining text: name one with ptx_dataset")
+        self.model, self.engine, self.prompts, self.score = model, engine, list(prompts), score
+        self.config, self.sampling, self.reference, self.max_tokens = config, sampling, reference, max_tokens
+        self.pretraining = Pretraining(pretraining, config.ptx_ratio, sampling.seed)
+        self.kl = AdaptiveKl(config.kl_coef, config.kl_target, config.kl_horizon)
+        self.moments = RunningMoments()
+        self.warm_up: dict[str, tuple[list[Rollout], Tree]] = {}
+        self.value_only = False
+        self._kl_sum, self._kl_count = 0.0, 0
+
+    # --- collecting -------------------------------------------------------------------------------------------------
+
+    def collect(self, step: int) -> Episode:
+        c = self.config
+        self.value_only = step < c.value_warmup_steps
+        groups, trees, stats = self._sample(step)
+        add_values(self.model, trees, "values", self.max_tokens)
+        self.moments.update([r.reward for g in groups for r in g if r.reward is not None], self.model.device)
+        rows = [segment for tree in trees for segment in tree.segments[1:]]
+        stats |= self._add_targets(rows, [r for g in groups for r in g])
+        stats |= rollout_stats(groups)
+        stats |= {"reward_running_mean": self.moments.mean, "reward_running_std": self.moments.std}
+        return Episode(self._batches(trees, step), stats, sample_records(groups))
+
+    def _sample(self, step: int) -> tuple[list[list[Rollout]], list[Tree], dict[str, Any]]:
+        """This rank's groups with rewards and their trees with reference log-probabilities. While the policy rests, a
+        prompt that comes again keeps those it had: another draw from the same policy would tell no more."""
+        prompts = [self.prompts[i] for i in self._take(step)[rank() :: world_size()]]
+        known = self.warm_up if self.value_only else {}
+        todo = [p for p in prompts if p.id not in known]
+        groups = self.engine.generate(todo, self.config.group_size, self.sampling, step)
+        stats: dict[str, Any] = {"prompts_sampled": (len(todo), None)}
+        add_reward_metrics(stats, self.score([r for g in groups for r in g]) if groups else {}, len(groups))
+        trees = [self._tree(g) for g in groups]
+        if self.config.kl_coef:
+            add_ref_logprobs(self.model.policy, self.reference, trees, self.max_tokens, self.sampling.temperature)
+        known = known | {p.id: pair for p, pair in zip(todo, zip(groups, trees, strict=True), strict=True)}
+        self.warm_up = known if self.value_only else {}
+        pairs = [known[p.id] for p in prompts]
+        return [g for g, _ in pairs], [t for _, t in pairs], stats
+
+    def _take(self, step: int) -> list[int]:
+        """The step's prompts: epochs in seeded random order; in the warm-up round and round value_warmup_prompts."""
+        size, pool = self.config.prompts_per_step, len(self.prompts)
+        if step < self.config.value_warmup_steps and self.config.value_warmup_prompts:
+            pool = min(pool, max(size, self.config.value_warmup_prompts))
+        epoch, place = divmod(step, pool // size)
+        first = np.random.default_rng([self.sampling.seed, 0]).permutation(len(self.prompts))[:pool]
+        order = first if epoch == 0 else np.random.default_rng([self.sampling.seed, epoch]).permutation(first)
+        return order[place * size : (place + 1) * size].tolist()
+
+    def _tree(self, rollouts: list[Rollout]) -> Tree:
+        children = []
+        for rollout in rollouts:
+            logprobs = np.asarray(rollout.logprobs, dtype=np.float32)
+            columns = {"sampler_logprobs": logprobs, "ptx_weight": np.zeros_like(logprobs)}
+            children.append(Segment(rollout.token_ids, scored=loss_mask(rollout), columns=columns, kept=rollout.kept))
+        return group(rollouts[0].prompt.token_ids, children)
+
+    def _final_reward(self, rollout: Rollout) -> float:
+        """The normalised score of a completion, without the KL part."""
+        assert rollout.reward is not None
+        value = rollout.reward - (self.moments.mean if self.config.reward_mean else 0.0)
+        if self.config.reward_std:
+            value /= max(self.moments.std, 1e-8)
+        return value - self.config.missing_eos_penalty * (rollout.finish_reason == "length")
+
+    def _add_targets(self, rows: list[Segment], rollouts: list[Rollout]) -> dict[str, Any]:
+        """Columns `advantages` and `returns` from values, scores and KL, over the scored tokens of each row."""
+        c = self.config
+        scored = [(s, r) for s, r in zip(rows, rollouts, strict=True) if s.scored.any()]  # type: ignore[union-attr]
+        rewards, values, kl_sum, tokens = [], [], 0.0, 0
+        for segment, rollout in scored:
+            k1 = np.zeros(len(segment.token_ids))
+            if c.kl_coef:
+                k1 = segment.columns["sampler_logprobs"] - segment.columns["ref_logprobs"]
+            reward = -self.kl.coefficient * k1[segment.scored]
+            kl_sum, tokens = kl_sum + float(k1[segment.scored].sum()), tokens + len(reward)
+            reward[-1] += self._final_reward(rollout)
+            rewards.append(reward)
+            values.append(segment.columns["values"][segment.scored].astype(np.float64))
+        advantages, returns = gae(rewards, values, c.gamma, c.lam)
+        if c.whiten_advantages:
+            advantages = whiten(advantages, self.model.device)
+        for segment in rows:  # rows without a reward have the columns too, unread
+            segment.columns |= {name: np.zeros(len(segment.token_ids)) for name in ("advantages", "returns")}
+        for (segment, _), advantage, row_returns in zip(scored, advantages, returns, strict=True):
+            segment.columns["advantages"][segment.scored] = advantage
+            segment.columns["returns"][segment.scored] = row_returns
+        variance = explained_variance(values, returns, self.model.device)
+        stats = {"explained_variance": variance, "values": (sum(float(v.sum()) for v in values), tokens)}
+        if c.kl_coef:
+            stats |= {"kl": (kl_sum, tokens), "kl/completion": (kl_sum, len(scored))}
+            stats["kl_coef"] = self.kl.coefficient
+        return stats
+
+    def _batches(self, trees: list[Tree], step: int) -> Iterator[Batch]:
+        """Mini-batches of whole groups, shuffled anew in each epoch, with pretraining text; ends early on KL."""
+        c = self.config
+        for epoch in range(c.episode_epochs):
+            order = np.arange(len(trees))
+            if c.mini_batches * c.episode_epochs > 1:
+                order = np.random.default_rng([self.sampling.seed, step, epoch]).permutation(len(trees))
+            for number, part in enumerate(np.array_split(order, c.mini_batches)):
+                if self._drifted():
+                    return
+                members = [trees[i] for i in part if trees[i].scored_tokens]
+                units = float(sum(tree.scored_tokens for tree in members))
+                if c.ptx_coef and not self.value_only:
+                    (all_units,) = all_sum([units], self.model.device)
+                    place = (step * c.episode_epochs + epoch) * c.mini_batches + number
+                    columns = set(members[0].segments[1].columns) if members else set()
+                    members += self.pretraining.take(place, all_units, c.ptx_coef, columns, self.model.device)
+                yield Batch(members, units)
+
+    def _drifted(self) -> bool:
+        """Whether the last update saw the policy further from the one that sampled than kl_stop, over all ranks."""
+        if not self.config.kl_stop:
+            return False
+        total, count = all_sum([self._kl_sum, self._kl_count], self.model.device)
+        self._kl_sum, self._kl_count = 0.0, 0
+        return count > 0 and total / count > self.config.kl_stop
+
+    # --- the loss ---------------------------------------------------------------------------------------------------
+
+    def loss(self, model: torch.nn.Module, micro: PackedBatch) -> tuple[torch.Tensor, dict[str, Any]]:
+        c, columns = self.config, micro.columns
+        if self.value_only:
+            values_N = model(micro, value_only=True).values_N
+            return self._value_loss(values_N, columns, torch.ones_like(values_N))
+        ptx_N = columns["ptx_weight"]
+        own_N = (ptx_N == 0).float()
+        temperature_N = torch.where(ptx_N == 0, self.sampling.temperature, 1.0)
+        out = model(micro, temperature=temperature_N, entropy=True)
+        logprobs_N, old_N = out.scores.logprobs_N, columns["sampler_logprobs"]
+        loss, stats = self._value_loss(out.values_N, columns, own_N)
+        surrogate = token_loss(
+            logprobs_N, old_N, columns["advantages"] * own_N, micro.score_row_N, micro.rows, c.clip_eps, c.clip_eps
+        )
+        loss = loss + (surrogate.loss_N * own_N).sum()
+        if c.ptx_coef:
+            loss = loss - (logprobs_N * ptx_N).sum()
+            stats["ptx_loss"] = (-(logprobs_N.detach() * (1 - own_N)).sum(), (1 - own_N).sum())
+        return loss, stats | self._policy_stats(surrogate, out.scores, old_N, own_N)
+
+    def _value_loss(self, values_N, columns: Mapping[str, torch.Tensor], own_N) -> tuple[torch.Tensor, dict[str, Any]]:
+        loss_N, clipped_N = clipped_value_loss(
+            values_N, columns["values"], columns["returns"].to(values_N.dtype), self.config.value_clip
+        )
+        n, loss = own_N.sum(), (loss_N * own_N).sum()
+        stats = {"value_loss": (loss.detach(), n), "value_clip_fraction": ((clipped_N * own_N).sum(), n)}
+        return self.config.value_coef * loss, stats
+
+    def _policy_stats(self, surrogate, scores, old_N: torch.Tensor, own_N: torch.Tensor) -> dict[str, Any]:
+        own = own_N.bool()
+        n = int(own.sum())
+        k1 = (old_N - scores.logprobs_N.detach())[own].sum()
+        if self.config.kl_stop:
+            self._kl_sum, self._kl_count = self._kl_sum + float(k1), self._kl_count + n
+        stats = surrogate_stats(surrogate.where(own), n)
+        return {**stats, "entropy": (scores.entropy_N.detach()[own].sum(), n), "kl_to_sampler": (k1, n)}
+
+    # --- between steps ----------------------------------------------------------------------------------------------
+
+    def after_update(self, step: int, metrics: Mapping[str, float]) -> None:
+        if step > self.config.value_warmup_steps or not metrics:
+            self.engine.load_weights(self.model.policy, step)
+        if "kl/completion" in metrics and step > self.config.value_warmup_steps:
+            self.kl.update(metrics["kl/completion"], self.config.prompts_per_step * self.config.group_size)
+
+    def state_dict(self) -> dict[str, Any]:
+        prompts = fingerprint([p.id for p in self.prompts])
+        state = {"moments": self.moments.state_dict(), "kl_coef": self.kl.coefficient, "warm_up": self.warm_up}
+        return {"prompts": prompts, **state}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state["prompts"] != self.state_dict()["prompts"]:
+            raise UserError(
+                f"the prompts changed since the checkpoint (fingerprint {state['prompts']} then, "
+                f"{self.state_dict()['prompts']} now): restore them, or start a new run with another output_dir"
+            )
+        self.moments.load_state_dict(state["moments"])
+        self.kl.coefficient, self.warm_up = state["kl_coef"], state["warm_up"]
