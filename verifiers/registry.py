@@ -23,6 +23,8 @@ _BUILTIN_MODULES: dict[str, str] = {
     "code": "verifiers.code",
     "code_weak": "verifiers.code",
     "format": "verifiers.format",
+    "ifeval": "verifiers.ifeval",
+    "ifeval_loose": "verifiers.ifeval",
     "json": "verifiers.json",
     "math": "verifiers.math",
     "text": "verifiers.text",
