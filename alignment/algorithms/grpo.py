@@ -21,6 +21,7 @@ from alignment.algorithms.rollouts import (
     rollout_stats,
     sample_records,
     sampler_stats,
+    split_over_ranks,
     surrogate_stats,
 )
 from alignment.data.curriculum import Curriculum, PromptScore, fingerprint
@@ -109,7 +110,7 @@ class Grpo:
     # --- collecting -------------------------------------------------------------------------------------------------
 
     def collect(self, step: int) -> Episode:
-        groups, stats = self._sample(step)
+        groups, places, stats = self._sample(step)
         rewards_PG = np.array([[np.nan if r.reward is None else r.reward for r in g] for g in groups], dtype=float)
         rewards_PG = rewards_PG.reshape(-1, self.config.group_size)
         advantages_PG, flat_P = group_advantages(rewards_PG, self.config.divide_by_std)
@@ -121,13 +122,14 @@ class Grpo:
         if self.config.old_logprobs == "recompute" and not self.on_policy:
             add_logprobs(self.policy, trees, "old_logprobs", self.max_tokens, self.sampling.temperature)
         stats |= {**rollout_stats(groups), "flat_groups": (int(flat_P.sum()), len(flat_P))}
-        return Episode(self._batches(trees, flat_P, step), stats, sample_records(groups))
+        return Episode(self._batches(trees, places, flat_P, step), stats, sample_records(groups))
 
-    def _sample(self, step: int) -> tuple[list[list[Rollout]], dict[str, Any]]:
-        """Groups of this rank, scored. Groups without signal are replaced while the budget of extra prompts lasts."""
+    def _sample(self, step: int) -> tuple[list[list[Rollout]], list[int], dict[str, Any]]:
+        """Groups of this rank, scored, and their places among those of all ranks. Groups without signal are replaced
+        while the budget of extra prompts lasts."""
         c = self.config
-        kept: list[list[Rollout]] = []
-        spare: list[tuple[int, list[Rollout]]] = []  # with their places among all ranks' prompts
+        kept: list[tuple[int, list[Rollout]]] = []
+        spare: list[tuple[int, list[Rollout]]] = []
         stats: dict[str, Any] = {}
         missing, extra, first = c.prompts_per_step, c.resample_prompts, 0
         while missing:
@@ -141,15 +143,16 @@ class Grpo:
             signal = [self._has_signal(g) for g in groups]
             for prompt_id, rewards in gather_objects([(g[0].prompt.id, [r.reward for r in g]) for g in groups]):
                 self.curriculum.observe(prompt_id, PromptScore.of(rewards))
-            kept += [g for g, s in zip(groups, signal, strict=True) if s]
-            spare += [(place, g) for place, g, s in zip(places, groups, signal, strict=True) if not s]
+            for place, g, has_signal in zip(places, groups, signal, strict=True):
+                (kept if has_signal else spare).append((place, g))
             missing = min(sum(not s for s in gather_objects(signal)), extra)
             extra -= missing
         stats["groups_resampled"] = (c.resample_prompts - extra, 1)
         # groups without signal fill up what could not be replaced, the same ones on any number of ranks
         room = max(0, c.prompts_per_step - len(gather_objects([1] * len(kept))))
         chosen = set(sorted(gather_objects([place for place, _ in spare]))[:room])
-        return kept + [g for place, g in spare if place in chosen], stats
+        kept += [(place, g) for place, g in spare if place in chosen]
+        return [g for _, g in kept], [place for place, _ in kept], stats
 
     def _has_signal(self, group: list[Rollout]) -> bool:
         rewards = np.array([[np.nan if r.reward is None else r.reward for r in group]], dtype=float)
@@ -181,17 +184,15 @@ class Grpo:
                 segment.columns["advantages"][:] = advantages_PG[p, g]
         return advantages_PG, flat_P
 
-    def _batches(self, trees: list[Tree], flat_P: np.ndarray, step: int) -> list[Batch]:
+    def _batches(self, trees: list[Tree], places: list[int], flat_P: np.ndarray, step: int) -> list[Batch]:
         """The episode in mini-batches of whole groups, shuffled anew in each epoch."""
         c = self.config
         # without KL or entropy term a group without signal has no gradient: it counts, but is not computed
         silent = flat_P if not c.entropy_coef and (not c.beta or c.kl == "reward") else np.zeros_like(flat_P)
         batches = []
         for epoch in range(c.episode_epochs):
-            order = np.arange(len(trees))
-            if not self.on_policy:
-                order = np.random.default_rng([self.sampling.seed, step, epoch]).permutation(len(trees))
-            for part in np.array_split(order, c.mini_batches):
+            shuffle = None if self.on_policy else [self.sampling.seed, step, epoch]
+            for part in split_over_ranks(places, c.mini_batches, shuffle):
                 units = sum(self._units(trees[i]) for i in part)
                 batches.append(Batch([trees[i] for i in part if not silent[i] and trees[i].scored_tokens], units))
         return batches

@@ -21,6 +21,7 @@ from alignment.algorithms.rollouts import (
     loss_mask,
     rollout_stats,
     sample_records,
+    split_over_ranks,
     surrogate_stats,
 )
 from alignment.data.curriculum import fingerprint
@@ -106,14 +107,20 @@ class Ppo:
         self.kl = AdaptiveKl(config.kl_coef, config.kl_target, config.kl_horizon)
         self.moments = RunningMoments()
         self.warm_up: dict[str, tuple[list[Rollout], Tree]] = {}
+        self.columns = [
+            "sampler_logprobs",
+            "values",
+            "advantages",
+            "returns",
+            *(["ref_logprobs"] * bool(config.kl_coef)),
+        ]
         self.value_only = False
         self._kl_sum, self._kl_count = 0.0, 0
 
     # --- collecting -------------------------------------------------------------------------------------------------
 
     def collect(self, step: int) -> Episode:
-        c = self.config
-        self.value_only = step < c.value_warmup_steps
+        self.value_only = self.model.policy_rests = step < self.config.value_warmup_steps
         groups, trees, stats = self._sample(step)
         add_values(self.model, trees, "values", self.max_tokens)
         self.moments.update([r.reward for g in groups for r in g if r.reward is not None], self.model.device)
@@ -199,10 +206,9 @@ class Ppo:
         """Mini-batches of whole groups, shuffled anew in each epoch, with pretraining text; ends early on KL."""
         c = self.config
         for epoch in range(c.episode_epochs):
-            order = np.arange(len(trees))
-            if c.mini_batches * c.episode_epochs > 1:
-                order = np.random.default_rng([self.sampling.seed, step, epoch]).permutation(len(trees))
-            for number, part in enumerate(np.array_split(order, c.mini_batches)):
+            places = range(rank(), c.prompts_per_step, world_size())
+            shuffle = [self.sampling.seed, step, epoch] if c.mini_batches * c.episode_epochs > 1 else None
+            for number, part in enumerate(split_over_ranks(places, c.mini_batches, shuffle)):
                 if self._drifted():
                     return
                 members = [trees[i] for i in part if trees[i].scored_tokens]
@@ -210,8 +216,7 @@ class Ppo:
                 if c.ptx_coef and not self.value_only:
                     (all_units,) = all_sum([units], self.model.device)
                     place = (step * c.episode_epochs + epoch) * c.mini_batches + number
-                    columns = set(members[0].segments[1].columns) if members else set()
-                    members += self.pretraining.take(place, all_units, c.ptx_coef, columns, self.model.device)
+                    members += self.pretraining.take(place, all_units, c.ptx_coef, self.columns, self.model.device)
                 yield Batch(members, units)
 
     def _drifted(self) -> bool:
@@ -227,7 +232,7 @@ class Ppo:
     def loss(self, model: torch.nn.Module, micro: PackedBatch) -> tuple[torch.Tensor, dict[str, Any]]:
         c, columns = self.config, micro.columns
         if self.value_only:
-            values_N = model(micro, value_only=True).values_N
+            values_N = model(micro).values_N
             return self._value_loss(values_N, columns, torch.ones_like(values_N))
         ptx_N = columns["ptx_weight"]
         own_N = (ptx_N == 0).float()

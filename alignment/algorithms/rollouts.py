@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from peft import PeftModel
 
+from alignment.distributed import gather_objects
 from alignment.losses.policy_gradient import Surrogate
 from alignment.models import Policy
 from alignment.models.score import add_logprobs
@@ -36,6 +37,18 @@ def add_ref_logprobs(
         return
     with cast(PeftModel, policy.model).disable_adapter():
         add_logprobs(policy, trees, "ref_logprobs", max_tokens, temperature)
+
+
+def split_over_ranks(places: Sequence[int], mini_batches: int, shuffle: Sequence[int] | None) -> list[list[int]]:
+    """The indices of this rank's groups in each mini-batch. places: where each group stands among those of all ranks;
+    the split is made over all of them, so that it is the same on any number of ranks. shuffle: a seed, or None."""
+    everywhere = sorted(gather_objects(list(places)))
+    order = np.arange(len(everywhere))
+    if shuffle is not None:
+        order = np.random.default_rng(shuffle).permutation(order)
+    own = {place: i for i, place in enumerate(places)}
+    parts = [[everywhere[i] for i in part] for part in np.array_split(order, mini_batches)]
+    return [[own[place] for place in part if place in own] for part in parts]
 
 
 def add_reward_metrics(stats: dict[str, Any], metrics: Mapping[str, float], groups: int) -> None:

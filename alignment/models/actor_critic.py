@@ -32,6 +32,7 @@ class ActorCritic(nn.Module):
         if value.at != "state":
             raise ValueError('a value is read at the state before each token: ScalarModel(..., at="state")')
         self.policy, self.value = policy, value
+        self.policy_rests = False  # in the value's warm-up, on every rank, with and without data
         self.shared = value.base.base_model is policy.base.base_model
         if self.shared:
             value.balance = None  # the policy observes the routers
@@ -52,7 +53,9 @@ class ActorCritic(nn.Module):
         entropy: bool = False,
         value_only: bool = False,
     ) -> PolicyValue:
-        """Both at the scored positions; `value_only` leaves the policy out, its backbone untouched by the gradient."""
+        """Both at the scored positions; `value_only` (or policy_rests) leaves the policy out, its backbone untouched by
+        the gradient."""
+        value_only = value_only or self.policy_rests
         if value_only and self.shared:
             with torch.no_grad():
                 hidden_TH = self.policy.hidden_states(batch)
