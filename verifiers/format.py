@@ -1,8 +1,11 @@
-"""The `format` verifier: thinking block, answer tags and box, as a row asks for them.
+"""The `format` verifier: thinking block, answer tags, box and language, as a row asks for them.
 
 Columns, all optional: `mode` ("thinking", the default, or "no_think"); `think_opened` (true when the prompt already
 ends in `<think>`, so that the response starts inside the block); `answer_tags` and `boxed` (true: the answer must hold
-exactly one `<answer>…</answer>`, or a `\\boxed{…}` with matched braces).
+exactly one `<answer>…</answer>`, or a `\\boxed{…}` with matched braces); `answer_language` and `thinking_language`
+(codes such as en or zh: that part must not mix scripts, see `verifiers.language` for what is counted) with
+`max_foreign_share` (0 to 1: how much of its words may be in other scripts; default none, but 0.3 for words in Latin
+letters in a text of another script).
 
 The score is 1 when every rule holds and 0 otherwise; the detail names the first broken rule.
 """
@@ -13,7 +16,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from verifiers.language import language_mix, mixing, split_thinking
 from verifiers.registry import register_verifier
+from verifiers.scripts import scripts_of
 from verifiers.verdict import Verdict
 
 _OPEN, _CLOSE = "<think>", "</think>"
@@ -21,7 +26,10 @@ _MODES = ("thinking", "no_think")
 _BOX = re.compile(r"\\boxed\s*\{")
 
 
-@register_verifier("format", optional=("mode", "think_opened", "answer_tags", "boxed"))
+_LANGUAGE_COLUMNS = ("answer_language", "thinking_language", "max_foreign_share")
+
+
+@register_verifier("format", optional=("mode", "think_opened", "answer_tags", "boxed", *_LANGUAGE_COLUMNS))
 def format(response: str, row: Mapping[str, Any]) -> Verdict:
     r"""Exactly one thinking block, then a non-empty answer; with `mode: no_think` no block or an empty one.
 
@@ -35,15 +43,18 @@ def format(response: str, row: Mapping[str, Any]) -> Verdict:
     'pass'
     >>> format("<think>easy</think> <answer>4</answer>", {"answer_tags": True}).status
     'pass'
+    >>> format("<think>easy</think> The answer is 四.", {"answer_language": "en"}).detail
+    "answer: 1 of 4 words in another script (Han), for instance '四'"
 
-    Raises ValueError for an unknown mode.
+    Raises ValueError for an unknown mode or language and a share outside 0 to 1.
     """
     mode = row.get("mode") or "thinking"
     if mode not in _MODES:
         raise ValueError(f"column 'mode' must be one of {', '.join(_MODES)}, got {mode!r}")
+    _check_language_columns(row)
     text = _OPEN + response if row.get("think_opened") else response
     broken = _thinking_rule(text) if mode == "thinking" else _no_think_rule(text)
-    broken = broken or _answer_rule(text.rpartition(_CLOSE)[2], row)
+    broken = broken or _answer_rule(text.rpartition(_CLOSE)[2], row) or _language_rule(text, row)
     return Verdict(0.0, "fail", broken) if broken else Verdict(1.0, "pass")
 
 
@@ -74,6 +85,24 @@ def _answer_rule(answer: str, row: Mapping[str, Any]) -> str:
             return "the answer needs exactly one non-empty <answer>…</answer>"
     if row.get("boxed") and not any(_is_closed(answer, match.end()) for match in _BOX.finditer(answer)):
         return r"the answer needs a \boxed{…}"
+    return ""
+
+
+def _check_language_columns(row: Mapping[str, Any]) -> None:
+    for column in ("answer_language", "thinking_language"):
+        if row.get(column):
+            scripts_of(row[column])
+    share = row.get("max_foreign_share")
+    if share is not None and not 0 <= share <= 1:
+        raise ValueError(f"column 'max_foreign_share' must be in [0, 1], got {share!r}")
+
+
+def _language_rule(text: str, row: Mapping[str, Any]) -> str:
+    for part, content in zip(("thinking", "answer"), split_thinking(text)):
+        language = row.get(f"{part}_language")
+        broken = mixing(language_mix(content or "", language, row), row.get("max_foreign_share")) if language else ""
+        if broken:
+            return f"{part}: {broken}"
     return ""
 
 
