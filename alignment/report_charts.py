@@ -97,7 +97,7 @@ def draw_intervals(stages: list[dict[str, Any]]) -> str:
     for index, stage in enumerate(stages):
         y = top + row * (index + 0.5)
         name = str(stage["name"])
-        short = name if len(name) <= 14 else name[:13] + "…"
+        short = name if len(name) <= 13 else name[:12] + "…"
         parts.append(f'<text class="name" x="{left - 10}" y="{y + 4}" text-anchor="end">{escape(short)}</text>')
         if stage.get("ci_low") is not None and stage.get("ci_high") is not None:
             low, high = px(stage["ci_low"]), px(stage["ci_high"])

@@ -2,36 +2,36 @@
 
 Samples n responses per prompt, judges each with a verifier, and prints pass@1 and the unbiased pass@k with 95 %
 intervals clustered by problem, in all and per domain. With `--responses FILE` the responses and verdicts go to a JSONL
-file that `align verify` reads again.
+file that `align verify` reads again; a run with the same settings goes on where an interrupted one stopped.
 """
 
 from __future__ import annotations
 
-import json
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
 from trl import ModelConfig
 
 import recipes  # noqa: F401  refuses to start when a foreign package shadows ours
+from alignment.commands.verify.items import Item, Judged
+from alignment.commands.verify.summary import ALL, print_table, summarise, summary_table
 from alignment.config import parse
+from alignment.data.curriculum import fingerprint
 from alignment.data.load import load_rows
 from alignment.data.prompts import build_prompts
 from alignment.errors import UserError
-from alignment.evaluate import pass_at_k, pass_rate
 from alignment.models.load import load_policy
 from alignment.rollout import TransformersEngine
-from alignment.types import Prompt, Rollout, Sampling
-from recipes.common import make_sampling, run
-from verifiers import Verdict, get_verifier, verify
+from alignment.types import Prompt, Sampling
+from recipes.common import make_sampling, run, weights_fingerprint
+from recipes.responses import Record, ResponseFile, as_record, settings_of
+from verifiers import Verdict, get_verifier, verify_all
 
-CHUNK = 64  # prompts between two writes to disk
+CHUNK = 64  # prompts generated at a time: what a kill can cost
 
 
 @dataclass
@@ -51,7 +51,7 @@ class VerifyRecipe:
     stop: list[str] = field(default_factory=list)
     seed: int = 0
     max_rows_in_flight: int = 64
-    responses: str = field(default="", metadata={"help": "Write responses and verdicts to this JSONL file."})
+    responses: str = field(default="", metadata={"help": "JSONL file of responses and verdicts, continued."})
     debug: bool = False
 
     def __post_init__(self):
@@ -63,110 +63,66 @@ class VerifyRecipe:
             raise UserError(f"k: pass@{bad[0]} needs between 1 and `samples` ({self.samples}) responses per prompt")
 
 
-@dataclass
-class Judged:
-    """Verdicts of one prompt's responses."""
-
-    prompt: Prompt
-    rollouts: list[Rollout]
-    verdicts: list[Verdict]
-
-
-def judge(
-    recipe: VerifyRecipe, engine: TransformersEngine, prompts: Sequence[Prompt], sampling: Sampling
-) -> Iterator[Judged]:
-    """Sample and verify, a chunk of prompts at a time."""
-    for start in range(0, len(prompts), CHUNK):
-        chunk = prompts[start : start + CHUNK]
-        for prompt, rollouts in zip(chunk, engine.generate(chunk, recipe.samples, sampling), strict=True):
-            yield Judged(prompt, rollouts, [verify(recipe.verifier, r.text, prompt.row) for r in rollouts])
-
-
-def as_lines(judged: Judged) -> str:
-    lines = []
-    for rollout, verdict in zip(judged.rollouts, judged.verdicts, strict=True):
-        record = {
-            **judged.prompt.row,
-            "id": judged.prompt.id,
-            "sample": rollout.index,
-            "response": rollout.text,
-            "finish_reason": rollout.finish_reason,
-            "status": verdict.status,
-            "score": verdict.score,
-            "detail": verdict.detail,
-        }
-        lines.append(json.dumps(record, ensure_ascii=False, default=str) + "\n")
-    return "".join(lines)
+def responses(
+    recipe: VerifyRecipe, engine: TransformersEngine, prompts: Sequence[Prompt], sampling: Sampling, file: ResponseFile
+) -> list[Record]:
+    """A record per response, prompt by prompt; what the file already holds is not made again."""
+    known = file.start(prompts)
+    todo = [prompt for prompt in prompts if prompt.id not in known]
+    if known:
+        print(f"{file.path} holds {len(known)} of {len(prompts)} prompts, going on", flush=True)
+    for start in range(0, len(todo), CHUNK):
+        for rollouts in engine.generate(todo[start : start + CHUNK], recipe.samples, sampling):
+            prompt = rollouts[0].prompt
+            verdicts = verify_all(recipe.verifier, [r.text for r in rollouts], [prompt.row] * len(rollouts))
+            known[prompt.id] = [as_record(r, verdict) for r, verdict in zip(rollouts, verdicts, strict=True)]
+            file.append(known[prompt.id])
+        print(f"verified {len(known)}/{len(prompts)} prompts", flush=True)
+    return [record for prompt in prompts for record in known[prompt.id]]
 
 
-def summarise(results: list[Judged], ks: Sequence[int]) -> dict[str, Any]:
-    """Pass rate and pass@k with intervals, and the share of each other status. Unscored samples are in no rate."""
-    scores = [[v.score for v in j.verdicts] for j in results]
-    try:
-        rate = pass_rate(scores)
-        at_k = {k: pass_at_k([s for s in scores if sum(x is not None for x in s) >= k], k) for k in ks}
-    except ValueError as error:
-        raise UserError(f"no response could be scored: {error}") from error
-    statuses = Counter(v.status for j in results for v in j.verdicts)
-    total = sum(statuses.values())
+def show(records: Sequence[Record], ks: Sequence[int], title: str) -> dict[str, Any]:
+    """Print the table; returns the figures over all domains. Raises UserError when nothing could be scored."""
+    judged = [
+        Judged(
+            Item(number, record["sample"], record, record["response"], record["prompt_id"]),
+            Verdict(record["score"], record["status"], record["detail"]),
+        )
+        for number, record in enumerate(records, 1)
+    ]
+    lines = summarise(judged, ks)
+    rate = lines[ALL].pass_rate
+    if rate is None:
+        raise UserError(f"no response could be scored: {records[0]['detail']}")
+    print_table(Console(highlight=False, markup=False), summary_table(lines, title))
     return {
         "pass_rate": rate.value,
         "ci_low": rate.low,
         "ci_high": rate.high,
         "problems": rate.problems,
         "samples": rate.samples,
-        **{f"pass@{k}": (e.value, e.low, e.high) for k, e in at_k.items()},
-        **{status: statuses[status] / total for status in ("unparsed", "timeout", "error")},
-        "truncated": sum(r.finish_reason == "length" for j in results for r in j.rollouts) / total,
     }
 
 
-def show(results: list[Judged], ks: Sequence[int]) -> dict[str, Any]:
-    """Print the table, a line per domain if rows have that column; returns the line over all."""
-    domains: dict[str, list[Judged]] = defaultdict(list)
-    for j in results:
-        domains[str(j.prompt.row.get("domain", ""))].append(j)
-    lines = {"all": summarise(results, ks)}
-    if len(domains) > 1:
-        lines |= {name: summarise(part, ks) for name, part in sorted(domains.items())}
-    table = Table(title="pass rates, 95 % intervals clustered by problem")
-    shares = [s for s in ("unparsed", "timeout", "error", "truncated") if any(line[s] for line in lines.values())]
-    for column in ("domain", *(f"pass@{k}" for k in ks), *shares, "problems"):
-        table.add_column(column, justify="left" if column == "domain" else "right")
-    for name, line in lines.items():
-        rates = ["{:.1%} [{:.1%}, {:.1%}]".format(*line[f"pass@{k}"]) for k in ks]
-        table.add_row(name, *rates, *(f"{line[share]:.1%}" for share in shares), str(line["problems"]))
-    Console().print(table)
-    return lines["all"]
-
-
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
-    """Runs the recipe and returns the line over all domains."""
+    """Runs the recipe and returns the figures over all domains."""
     recipe, model = parse(VerifyRecipe, ModelConfig, arguments=arguments)
     try:
         get_verifier(recipe.verifier)
     except ValueError as error:
         raise UserError(f"verifier: {error}") from error
     policy, tokenizer = load_policy(model)
+    print_of_model = fingerprint(weights_fingerprint(policy), tokenizer.chat_template) if recipe.responses else ""
     policy.to("cuda" if torch.cuda.is_available() else "cpu")
     rows = load_rows(recipe.dataset, recipe.dataset_split or None, recipe.max_rows or None)
     prompts = build_prompts(rows, tokenizer, max_prompt_length=recipe.max_prompt_length, source=recipe.dataset)
     sampling = make_sampling(recipe, tokenizer, recipe.seed)
     engine = TransformersEngine(policy.model, tokenizer, max_rows=recipe.max_rows_in_flight)
-    out = Path(recipe.responses) if recipe.responses else None
-    if out:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text("")
-    results = []
-    for judged in judge(recipe, engine, prompts, sampling):
-        results.append(judged)
-        if out:
-            with out.open("a") as file:
-                file.write(as_lines(judged))
-        if len(results) % CHUNK == 0:
-            print(f"verified {len(results)}/{len(prompts)} prompts", flush=True)
+    settings = settings_of(print_of_model, recipe.verifier, recipe.samples, sampling)
+    file = ResponseFile(Path(recipe.responses) if recipe.responses else None, settings)
+    records = responses(recipe, engine, prompts, sampling, file)
     ks = recipe.k or [2**i for i in range(recipe.samples.bit_length()) if 2**i <= recipe.samples]
-    return show(results, ks)
+    return show(records, ks, f"{recipe.verifier} on {recipe.dataset}")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from alignment.commands.verify.audit import Disagreement, Side, side_text
 from alignment.commands.verify.compare import Comparison
 from alignment.commands.verify.items import Judged, question_text
 from alignment.commands.verify.summary import ALL, NO_DOMAIN, Line
-from alignment.page import shorten, write_page
+from alignment.page import MAX_CHARACTERS, shorten, write_page
 from alignment.report_charts import draw_intervals
 from alignment.report_samples import split_thinking
 
@@ -144,7 +144,7 @@ def _expected(row: Mapping[str, Any], columns: Sequence[str]) -> list[tuple[str,
 
 def _of_response(one: Judged, columns: Sequence[str]) -> Entry:
     verdict, item = one.verdict, one.item
-    view = View("", 0, verdict.status, verdict.status, verdict.detail, split_thinking(shorten(item.response)))
+    view = View("", 0, verdict.status, verdict.status, verdict.detail, _parts(item.response))
     problem = shorten(question_text(item.row))
     return Entry(item.row_number, item.domain or NO_DOMAIN, "", problem, _expected(item.row, columns), [view])
 
@@ -156,8 +156,19 @@ def _of_disagreement(one: Disagreement, columns: Sequence[str]) -> Entry:
 
 
 def _view(side: Side) -> View:
-    parts = None if side.response is None else split_thinking(shorten(side.response))
+    parts = None if side.response is None else _parts(side.response)
     return View(side.source, side.row, side.status, side_text(side), side.detail, parts)
+
+
+def _parts(response: str) -> list[tuple[str, str]]:
+    """("thinking" | "text", piece); both ends of a long piece, because the answer stands at the end."""
+    return [(kind, _both_ends(piece)) for kind, piece in split_thinking(response)]
+
+
+def _both_ends(text: str) -> str:
+    half = MAX_CHARACTERS // 2
+    left_out = len(text) - 2 * half
+    return text if left_out <= 0 else f"{text[:half]}\n… ({left_out:,} characters left out) …\n{text[-half:]}"
 
 
 def _values(found: Any) -> list[str]:

@@ -133,9 +133,12 @@ def summary_table(lines: dict[str, Line], title: str) -> Table:
 
 def print_table(console: Console, table: Table) -> None:
     """Never cut off: in a file or a pipe the table is as wide as it needs, in a narrow terminal it wraps."""
-    wide = console.options.update(width=1000)
-    width = console.width if console.is_terminal else max(console.width, console.measure(table, options=wide).maximum)
-    console.print(table, width=width)
+    usual = console.width
+    if not console.is_terminal:
+        console.width = 1000
+        console.width = max(usual, console.measure(table).maximum)
+    console.print(table)
+    console.width = usual
 
 
 def notes(line: Line) -> list[str]:
