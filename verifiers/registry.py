@@ -20,6 +20,7 @@ _BUILTIN_MODULES: dict[str, str] = {
     "any_of": "verifiers.compose",
     "by_task": "verifiers.compose",
     "choice": "verifiers.choice",
+    "citation": "verifiers.citation",
     "code": "verifiers.code",
     "code_weak": "verifiers.code",
     "format": "verifiers.format",
