@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from types import SimpleNamespace
 from typing import Any, Protocol
 
-from rewards.calls import AsyncLoop, Outcome, is_async, start_in_thread, wait
+from rewards.calls import AsyncLoop, Outcome, is_async, read_terms, start_async, start_in_thread, wait
 from rewards.from_verifier import RewardFn
 
 log = logging.getLogger("rewards")
@@ -90,7 +89,7 @@ class RewardRunner:
         outcomes: dict[str, Outcome] = {}
         for name, fn, _ in self.rewards:
             if is_async(fn):
-                pending[name] = self._loop.start(_await(fn, _own(arguments)))
+                pending[name] = self._loop.start(start_async(fn, _own(arguments)))
         for name, fn, _ in self.rewards:
             if name not in pending:
                 outcomes[name] = wait(start_in_thread(fn, _own(arguments)), self.timeout_s)
@@ -102,26 +101,10 @@ class RewardRunner:
 
     def _terms(self, name: str, outcome: Outcome, size: int) -> tuple[list[float | None], Counter[str]]:
         """One term per rollout, None where unscored, and how often each problem occurred."""
-        if outcome.problem:
-            self._warn(name, outcome.problem, outcome.detail)
-            return [None] * size, Counter({outcome.problem: size})
-        values = outcome.values.tolist() if hasattr(outcome.values, "tolist") else outcome.values
-        if not isinstance(values, (list, tuple)) or len(values) != size:
-            got = f"{len(values)} values" if isinstance(values, (list, tuple)) else type(values).__name__
-            self._warn(
-                name, "invalid", f"it returned {got}; a reward returns a list of one number or None per completion"
-            )
-            return [None] * size, Counter({"invalid": size})
-        terms: list[float | None] = []
-        problems: Counter[str] = Counter()
-        for value in values:
-            term, problem = _number(value)
-            terms.append(term)
-            if problem:
-                problems[problem] += 1
-                if problem != "none":
-                    self._warn(name, problem, f"it returned {value!r} for a completion")
-        return terms, problems
+        terms = read_terms(outcome, size)
+        for problem, detail in terms.details.items():
+            self._warn(name, problem, detail)
+        return terms.values, terms.problems
 
     def _warn(self, name: str, problem: str, detail: str) -> None:
         """Once per reward and kind of problem; the counts are in the metrics of every batch."""
@@ -146,25 +129,6 @@ def _arguments(rollouts: Sequence[ScoredRollout], log_metric: Any) -> dict[str, 
     }
 
 
-async def _await(fn: RewardFn, arguments: dict[str, Any]) -> Any:
-    """Inside a coroutine also a call with wrong arguments raises where it is caught."""
-    return await fn(**arguments)
-
-
 def _own(arguments: dict[str, Any]) -> dict[str, Any]:
     """Lists of its own for each reward, so that one cannot change what the next one sees."""
     return {key: list(value) if isinstance(value, list) else value for key, value in arguments.items()}
-
-
-def _number(value: Any) -> tuple[float | None, str]:
-    """The term and the problem with it, "" if none. numpy and torch scalars are numbers."""
-    if value is None:
-        return None, "none"
-    if hasattr(value, "item") and not isinstance(value, (int, float)):
-        try:
-            value = value.item()
-        except (ValueError, RuntimeError):
-            return None, "invalid"
-    if not isinstance(value, (int, float)):
-        return None, "invalid"
-    return (float(value), "") if math.isfinite(value) else (None, "not_finite")
