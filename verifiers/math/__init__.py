@@ -3,11 +3,12 @@
 Rows: `answer`, the accepted answer or a list of them: a number or text; LaTeX; a whole solution that ends in
 `#### 72` or in a box. Extraction from the response is described in `verifiers.math.extract`.
 
-Decisions are exact. Rational arithmetic is done with fractions; everything else goes to computer algebra in a worker
-process that is killed after `CALL_TIMEOUT_S`, and is accepted only when proven equal. What is read: integers, decimals,
-fractions, mixed numbers, percent, thousands separators in groups of three, units and currency, numerals in a base,
-roots, powers, logarithms, trigonometry, factorials, binomials, ±, lists, sets, tuples, intervals, unions, matrices,
-equations with a named variable, inequalities, ratios, and words.
+Decisions are exact. Rational arithmetic is done with fractions, elementary expressions are compared by a normal form,
+and everything else goes to computer algebra in a worker process that is killed after `CALL_TIMEOUT_S`, and is accepted
+only when proven equal. What is read: integers, decimals, repeating decimals, fractions, mixed numbers, percent,
+thousands separators in groups of three, units and currency, numerals in a base, roots, powers, logarithms,
+trigonometry, factorials, binomials, ±, lists, sets, tuples, vectors, intervals, unions, matrices, equations with a
+named variable, inequalities, ratios, values for all integers k, "no solution", and words.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from functools import lru_cache
 from typing import Any
 
 from verifiers.math.answer import Answer, normalise_words, read_answer
-from verifiers.math.compare import ask, same_answer
+from verifiers.math.compare import STRUCTURES, ask, same_answer
 from verifiers.math.exact import TooLargeError, exact
 from verifiers.math.extract import extract_answer
 from verifiers.math.tokens import MAX_LENGTH, MathSyntaxError, strip_typography
@@ -117,11 +118,11 @@ def _same(gold: str, text: str) -> bool | str:
     plain_gold, plain_text = strip_typography(gold), strip_typography(text)
     if plain_gold == plain_text:
         return True
-    if expected is None and "\\" not in gold:  # prose
+    if expected is None and "\\" not in plain_gold:  # prose
         return normalise_words(plain_gold) == normalise_words(plain_text)
     if expected is not None and expected.value[0] == "text":
         return expected.value[1] == normalise_words(plain_text)
-    if given is None and "\\" not in text:
+    if given is None and ("\\" not in text or (expected is not None and expected.value[0] in STRUCTURES)):
         return "given"
     left = ["latex", plain_gold] if expected is None else ["tree", expected.value]
     return ask("latex", left, ["latex", plain_text] if given is None else ["tree", given.value])

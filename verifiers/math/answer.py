@@ -9,9 +9,10 @@ from verifiers.math.atoms import Node, based
 from verifiers.math.exact import symbols
 from verifiers.math.parser import parse
 from verifiers.math.tokens import MathSyntaxError, strip_typography
-from verifiers.math.words import FUNCTIONS, GREEK, MULTIPLIERS, UNIT_ALIASES
+from verifiers.math.words import FUNCTIONS, GREEK, MULTIPLIERS, NO_SOLUTION, UNIT_ALIASES
 
 _WORDS = re.compile(r"[A-Za-z'\-\s.,()/\x01\x02]+")
+_LETTERS = re.compile(r"\(?[a-z]\)?(?:(?: ?, ?| and |, and )\(?[a-z]\)?)+")
 _NUMERAL = re.compile(r"([0-9A-Za-z]{2,})\s*_\s*\{?\s*(\d{1,2})\s*\}?")
 _RELATION_FLIPPED = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "=": "=", "!=": "!="}
 
@@ -19,13 +20,16 @@ _RELATION_FLIPPED = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "=": "=", "!=":
 @dataclass(frozen=True, slots=True)
 class Answer:
     """value: a tree (see `parser`), or ("text", words). name: what the value was said to be of ("x", "f(x)").
-    also: further members of an equality chain, which must equal the value. unit: None when none was written."""
+    also: further members of an equality chain, which must equal the value. near: the decimal after an approximation
+    sign. unit: None when none was written. bound: (k, "Z") for values given for all integers k."""
 
     value: Node
     name: str | None = None
     unit: str | None = None
     percent: bool = False
     also: tuple[Node, ...] = ()
+    near: Node | None = None
+    bound: tuple[str, str] | None = None
 
 
 def read_answer(text: str) -> Answer:
@@ -38,7 +42,7 @@ def read_answer(text: str) -> Answer:
         return Answer(based(numeral[1], numeral[2]))
     words = as_words(plain)
     if words is not None:
-        return Answer(("text", words))
+        return _worded(words)
     return canonical(parse(plain))
 
 
@@ -55,6 +59,15 @@ def as_words(plain: str) -> str | None:
     return normalise_words(plain)
 
 
+def _worded(words: str) -> Answer:
+    """Words that stand for mathematics: "no solution" is the empty set, "A and C" two options."""
+    if NO_SOLUTION.fullmatch(words):
+        return Answer(("set", []))
+    if _LETTERS.fullmatch(words):
+        return Answer(("list", [("text", letter) for letter in re.findall(r"(?<![a-z])[a-z](?![a-z])", words)]))
+    return Answer(("text", words))
+
+
 def normalise_words(text: str) -> str:
     text = re.sub(r"[\x01\x02$]", " ", text).casefold()
     text = re.sub(r"[.,;:!?]+(?=\s|$)|(?<=[a-z])\.", " ", text)
@@ -64,13 +77,11 @@ def normalise_words(text: str) -> str:
 
 def canonical(node: Node) -> Answer:
     """An `Answer` from a whole tree."""
-    signs = _plus_minus(node)
-    if signs is not None:
-        node = signs
-    if node[0] == "list" and all(_is_inequality(item) for item in node[1]):
-        return _canonical_union([canonical(item) for item in node[1]])
+    node = _plus_minus(node)
     if node[0] == "list":
-        return _canonical_list([canonical(item) for item in node[1]])
+        return _canonical_items(node[1])
+    if node[0] == "approx":
+        return replace(canonical(node[1]), near=node[2])
     if node[0] == "in":
         return replace(canonical(node[2]), name=_key(node[1]))
     if node[0] == "rel":
@@ -85,10 +96,32 @@ def canonical(node: Node) -> Answer:
     return Answer(value, unit=unit)
 
 
+def _canonical_items(items: list[Node]) -> Answer:
+    rest = [item for item in items if not _is_integer_condition(item, items)]
+    if len(rest) == len(items) - 1:
+        (condition,) = (item for item in items if item not in rest)
+        bound = (condition[1][1], condition[2][1])
+        return replace(canonical(rest[0] if len(rest) == 1 else ("list", rest)), bound=bound)
+    answers = [canonical(item) for item in items]
+    if all(_is_inequality(item) for item in items):
+        return _canonical_union(answers)
+    if all(answer.value[0] == "minus" for answer in answers) and len({answer.name for answer in answers}) == 1:
+        excluded = [value for answer in answers for value in answer.value[2][1]]
+        return Answer(("minus", ("numset", "R"), ("set", excluded)), name=answers[0].name)
+    return _canonical_list(answers)
+
+
+def _is_integer_condition(item: Node, items: list[Node]) -> bool:
+    r"""The `k \in \mathbb{Z}` of `2k\pi, k \in \mathbb{Z}`."""
+    if item[0] != "in" or item[1][0] != "sym" or item[2][0] != "numset":
+        return False
+    return any(item[1][1] in symbols(other) for other in items if other is not item)
+
+
 def _canonical_list(items: list[Answer]) -> Answer:
     """`x=1, x=2` is a list named x; `x=1, y=2` keeps its names; units of one kind move to the list."""
     names, units = {a.name for a in items}, {a.unit for a in items} - {None}
-    simple = not any(a.percent or a.also for a in items)
+    simple = not any(a.percent or a.also or a.near or a.bound for a in items)
     if simple and len(units) <= 1 and (len(names) == 1 or (items[0].name and names == {items[0].name, None})):
         return Answer(("list", [a.value for a in items]), name=items[0].name, unit=next(iter(units), None))
     if simple and None not in names and len(names) == len(items):
@@ -111,7 +144,11 @@ def _canonical_relation(node: Node) -> Answer:
     nodes, operators = node[1], node[2]
     if set(operators) == {"="}:
         return _canonical_equality(nodes)
+    if operators == ["!="] and nodes[0][0] == "sym" and not symbols(nodes[1]):
+        return Answer(("minus", ("numset", "R"), ("set", [nodes[1]])), name=str(nodes[0][1]))
     interval = _as_interval(nodes, operators)
+    if interval is None and len(nodes) == 2 and operators[0][0] == ">":
+        return Answer(("rel", nodes[::-1], [_RELATION_FLIPPED[operators[0]]]))
     return interval or Answer(node)
 
 
@@ -124,7 +161,7 @@ def _canonical_equality(nodes: list[Node]) -> Answer:
     if _is_name(first) and _head(first) not in symbols(list(nodes[1:])):
         inner = canonical(last)
         return replace(inner, name=_key(first), also=tuple(nodes[1:-1]))
-    if _is_name(last) and len(nodes) == 2 and _head(last) not in symbols(first):
+    if _is_name(last) and len(nodes) == 2 and symbols(last) and _head(last) not in symbols(first):
         return replace(canonical(first), name=_key(last))
     if not symbols(list(nodes)):
         return replace(canonical(last), also=tuple(nodes[:-1]))
@@ -134,14 +171,20 @@ def _canonical_equality(nodes: list[Node]) -> Answer:
 
 
 def _is_name(node: Node) -> bool:
-    """A symbol, or a symbol applied to symbols: x, f(x), P(A)."""
+    """A symbol, or a symbol or its inverse applied to symbols: x, f(x), P(A), f^{-1}(x)."""
     if node[0] == "sym":
         return True
-    return node[0] == "mul" and len(node[1]) == 2 and all(part[0] == "sym" for part in node[1])
+    return node[0] == "mul" and len(node[1]) == 2 and _is_function(node[1][0]) and node[1][1][0] == "sym"
+
+
+def _is_function(node: Node) -> bool:
+    return node[0] == "sym" or (node[0] == "pow" and node[1][0] == "sym" and node[2] == ("neg", ("num", "1")))
 
 
 def _head(node: Node) -> str:
-    return str(node[1] if node[0] == "sym" else node[1][0][1])
+    while node[0] != "sym":
+        node = node[1][0] if node[0] == "mul" else node[1]
+    return str(node[1])
 
 
 def _key(node: Node) -> str:
@@ -184,17 +227,25 @@ def interval(opening: str, low: Node, high: Node, closing: str) -> Node:
     return ("tuple", [low, high]) if opening + closing == "()" else ("interval", opening, low, high, closing)
 
 
-def _plus_minus(node: Node) -> Node | None:
-    """The list of both values when a ± stands in the tree (all signs taken together), else None."""
-    if "pm" not in repr(node):
-        return None
-    return ("list", [_choose(node, True), _choose(node, False)])
+def _plus_minus(node: Node) -> Node:
+    """Each item with a ± as both its values: all upper signs, then all lower signs."""
+    items = node[1] if node[0] == "list" else [node]
+    if not any(_has_sign(item) for item in items):
+        return node
+    both = [[_choose(item, True), _choose(item, False)] if _has_sign(item) else [item] for item in items]
+    return ("list", [value for values in both for value in values])
+
+
+def _has_sign(node: object) -> bool:
+    if isinstance(node, tuple) and node and node[0] in ("pm", "mp"):
+        return True
+    return isinstance(node, (tuple, list)) and any(_has_sign(part) for part in node)
 
 
 def _choose(node: object, plus: bool) -> Node:
-    if isinstance(node, tuple) and node and node[0] == "pm":
+    if isinstance(node, tuple) and node and node[0] in ("pm", "mp"):
         left, right = _choose(node[1], plus), _choose(node[2], plus)
-        return ("add", [left, right if plus else ("neg", right)])
+        return ("add", [left, right if plus == (node[0] == "pm") else ("neg", right)])
     if isinstance(node, tuple):
         return tuple(_choose(part, plus) for part in node)
     if isinstance(node, list):
@@ -218,6 +269,8 @@ def split_unit(node: Node) -> tuple[Node, str | None]:
     if node[0] == "neg":
         value, unit = split_unit(node[1])
         return ("neg", value), unit
+    if node[0] in ("add", "ratio"):
+        return _split_terms(node)
     if node[0] == "div":
         value, unit = split_unit(node[1])
         if _only_units(node[2]) and (unit or value is node[1]):
@@ -233,6 +286,16 @@ def split_unit(node: Node) -> tuple[Node, str | None]:
     return value, " ".join([*([unit] if unit else []), *units])
 
 
+def _split_terms(node: Node) -> tuple[Node, str | None]:
+    r"""`180^\circ - 2x` and `7:30 pm`: the one unit of all terms; a term without it is of that unit if it is named."""
+    parts = [split_unit(part) for part in node[1]]
+    units = {unit for _, unit in parts} - {None}
+    bare = [value for value, unit in parts if unit is None]
+    if len(units) != 1 or (node[0] == "add" and not all(symbols(value) for value in bare)):
+        return node, None
+    return (node[0], [value for value, _ in parts]), units.pop()
+
+
 def _only_units(node: Node) -> bool:
     if node[0] == "unit":
         return True
@@ -243,8 +306,9 @@ def _only_units(node: Node) -> bool:
 
 def _unit_text(node: Node) -> str:
     if node[0] == "unit":
-        words = re.sub(r"[^a-z$/ ]", "", node[1].lower()).replace("sq ", "square ").split()
-        named = " ".join(UNIT_ALIASES.get(word, word) for word in words)
+        text = re.sub(r"[^a-z$/ ]", "", node[1].lower()).replace("sq ", "square ").replace(" per ", "/")
+        words = re.findall(r"[a-z$]+|/", text)
+        named = " ".join(UNIT_ALIASES.get(word, word) for word in words).replace(" / ", "/")
         return re.sub(r"\bsquare (\w+)", r"\1^2", re.sub(r"\bcubic (\w+)", r"\1^3", named))
     if node[0] == "pow":
         return f"{_unit_text(node[1])}^{node[2][1]}"

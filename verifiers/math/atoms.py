@@ -6,12 +6,15 @@ from typing import Any
 
 from verifiers.math.tokens import MathSyntaxError, Token
 from verifiers.math.words import (
+    BASES,
     BRACKETS,
+    DEGREE,
     FUNCTIONS,
     GREEK,
     MATRICES,
     MULTIPLIERS,
     NOT_UNITS,
+    TRIGONOMETRIC,
     UNITS,
 )
 
@@ -70,7 +73,7 @@ class AtomParser:
         if token.kind == "text":
             if not after_value:
                 raise MathSyntaxError("words where a value should stand")
-            return _unit(token.value)
+            return _quantity(token.value)
         if token.kind == "env":
             return self.matrix(token)
         if token.kind == "op" and token.value in "([{":
@@ -89,11 +92,11 @@ class AtomParser:
         braced = self.take("op", "{")
         base = self.peek()
         self.at += 1
-        if base is None or base.kind != "num" or not token.value.isdigit():
+        if base is None or not token.value.isdigit():
             raise MathSyntaxError("a base must be a number")
         if braced:
             self.expect("op", "}")
-        return based(token.value, base.value)
+        return based(token.value, BASES.get(base.value.lower(), base.value))
 
     def word(self, token: Token, after_value: bool) -> Node:
         word = token.value
@@ -206,7 +209,21 @@ class AtomParser:
             return ("set", [])
         if name == "mathbb":
             letter = self.argument()
+            if letter[1] not in ("R", "Q", "Z", "N", "C"):
+                raise MathSyntaxError("an unknown set of numbers")
             return ("numset", letter[1])
+        if name in ("vec", "overrightarrow", "overline", "bar"):
+            return self.marked(name)
+        if name in ("angle", "triangle"):
+            token = self.peek()
+            self.at += 1
+            if token is None or token.kind not in ("num", "word"):
+                raise MathSyntaxError("an angle needs a name")
+            return ("sym", f"{name} {token.value}")
+        if name == "langle":
+            items = self.items()
+            self.expect("cmd", "rangle")
+            return ("tuple", items)
         if name in ("$", "pounds", "euro"):
             return ("mul", [self.power(), ("unit", name)])
         for function, (opening, closing) in BRACKETS.items():
@@ -215,6 +232,16 @@ class AtomParser:
                 self.expect("cmd", closing)
                 return ("call", function, [node])
         raise MathSyntaxError(f"the command \\{name} is not read here")
+
+    def marked(self, mark: str) -> Node:
+        r"""`\vec{v}` is named v and the segment `\overline{AB}` AB; `\bar{z}` is not z."""
+        node = self.argument()
+        letters = [node] if node[0] == "sym" else node[1]
+        if any(letter[0] != "sym" for letter in letters):
+            raise MathSyntaxError(f"a value under \\{mark}")
+        if mark in ("overline", "bar") and (len(letters) == 1 or any(letter[1].islower() for letter in letters)):
+            return ("sym", f"bar {''.join(letter[1] for letter in letters)}")
+        return node
 
     def root(self) -> Node:
         index: Node | None = None
@@ -244,6 +271,11 @@ class AtomParser:
             arguments = [factors[0] if len(factors) == 1 else ("mul", factors)]
         if base is not None:
             arguments = [*arguments, base]
+        if name in TRIGONOMETRIC:
+            arguments = [_in_radians(argument) for argument in arguments]
+        inverse = name in ("sin", "cos", "tan") and exponent == ("neg", ("num", "1"))
+        if inverse:
+            name, exponent = f"arc{name}", None
         if exponent is not None and exponent[0] == "neg":
             raise MathSyntaxError("a negative power of a function is ambiguous")
         node: Node = ("call", name, arguments)
@@ -269,6 +301,24 @@ class AtomParser:
         return ("call", "det", [node]) if name == "vmatrix" else node
 
 
+def _in_radians(node: Any) -> Any:
+    """The argument of a trigonometric function, with degree signs as numbers."""
+    if isinstance(node, tuple) and len(node) == 2 and node[0] == "unit" and node[1].lower().rstrip("s") in DEGREE:
+        return ("div", ("sym", "pi"), ("num", "180"))
+    if isinstance(node, (tuple, list)):
+        return type(node)(_in_radians(part) for part in node)
+    return node
+
+
+def _quantity(text: str) -> Node:
+    """The text after a value: a unit, or a multiplier and a unit ("million dollars")."""
+    first, _, rest = text.partition(" ")
+    if first.lower() not in MULTIPLIERS:
+        return _unit(text)
+    factor: Node = ("num", MULTIPLIERS[first.lower()])
+    return ("mul", [factor, _unit(rest)]) if rest.strip() else factor
+
+
 def _unit(word: str) -> Node:
     if any(part in NOT_UNITS for part in word.lower().replace("'", "").split()):
         raise MathSyntaxError(f"{word!r} is not a unit")
@@ -277,7 +327,7 @@ def _unit(word: str) -> Node:
 
 def based(digits: str, base: str) -> Node:
     """A numeral in a base from 2 to 36. Raises MathSyntaxError when a digit is not one of that base."""
-    if not 2 <= int(base[:3]) <= 36:
+    if not base.isdigit() or not 2 <= int(base[:3]) <= 36:
         raise MathSyntaxError(f"{base} is not a base")
     try:
         int(digits, int(base))

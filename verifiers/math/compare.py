@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from typing import Any
 
 from verifiers.math.answer import Answer, letters_as_units, normalise_words, split_unit
 from verifiers.math.atoms import Node
 from verifiers.math.exact import exact, symbols
+from verifiers.math.normal_form import same_expression, same_relation
 from verifiers.math.words import UNIT_ALIASES
 from verifiers.worker import Worker
 
 CALL_TIMEOUT_S = 5.0
 MAX_ITEMS = 64
 _KNOWN_UNITS = frozenset(UNIT_ALIASES.values())
+STRUCTURES = frozenset(
+    ["list", "set", "tuple", "interval", "union", "minus", "numset", "matrix", "named", "text", "ratio", "rel", "in"]
+)
 _worker = Worker("verifiers.math.symbolic:answer_request", CALL_TIMEOUT_S)
 
 
@@ -37,12 +43,39 @@ def same_answer(gold: Answer, given: Answer) -> bool:
         return False
     if any(not same_value(given.value, member) for member in given.also):
         return False
-    if gold.percent == given.percent:
-        return same_value(gold.value, given.value)
-    left, right = gold.value, given.value
-    if same_value(left, right):
+    if given.near is not None and ask("near", given.value, given.near) is not True:
+        return False
+    if gold.bound and given.bound:
+        if gold.bound[1] != given.bound[1]:
+            return False
+        given = replace(given, value=_renamed(given.value, given.bound[0], gold.bound[0]))
+    if {gold.unit, given.unit} == {"degree", "radian"}:
+        return _same_angle(gold, given)
+    if same_value(gold.value, given.value):
         return True
-    return same_value(("pct", left) if gold.percent else left, ("pct", right) if given.percent else right)
+    if gold.percent != given.percent:
+        return same_value(_without_percent(gold), _without_percent(given))
+    return gold.unit != given.unit and "degree" in (gold.unit, given.unit) and _same_angle(gold, given)
+
+
+def _without_percent(answer: Answer) -> Node:
+    return ("pct", answer.value) if answer.percent else answer.value
+
+
+def _same_angle(gold: Answer, given: Answer) -> bool:
+    """30 degrees and pi/6."""
+    if any(answer.unit not in (None, "degree", "radian") for answer in (gold, given)):
+        return False
+    half_turns = [
+        ("div", answer.value, ("num", "180") if answer.unit == "degree" else ("sym", "pi")) for answer in (gold, given)
+    ]
+    return same_number(*half_turns) if not {gold.value[0], given.value[0]} & STRUCTURES else False
+
+
+def _renamed(node: Any, old: str, new: str) -> Any:
+    if node == ("sym", old):
+        return ("sym", new)
+    return type(node)(_renamed(part, old, new) for part in node) if isinstance(node, (tuple, list)) else node
 
 
 def _as_relation(answer: Answer) -> Node:
@@ -53,11 +86,14 @@ def _as_relation(answer: Answer) -> Node:
 
 
 def _units_conflict(gold: str | None, given: str | None) -> bool:
-    if not gold or not given or gold == given:
-        return False
-    return all(
-        any(part in _KNOWN_UNITS for part in unit.replace("/", " ").replace("^", " ").split()) for unit in (gold, given)
-    )
+    """Words that are no known units ("square units", "years old") say nothing."""
+    left, right = _known_units(gold), _known_units(given)
+    return bool(left and right and left != right and {left, right} != {"degree", "radian"})
+
+
+def _known_units(unit: str | None) -> str:
+    parts = re.findall(r"[a-z$]+(?:\^[-\d]+)?|/", unit or "")
+    return " ".join(part for part in parts if part == "/" or part.split("^")[0] in _KNOWN_UNITS).strip(" /")
 
 
 def same_value(gold: Node, given: Node) -> bool:
@@ -73,10 +109,12 @@ def same_value(gold: Node, given: Node) -> bool:
     if kinds & {"list", "set"}:
         return _same_single(gold, given)
     if kinds == {"rel"}:
-        return gold[2] == given[2] and ask("proportional", gold, given) is True
+        return gold[2] == given[2] and _same_relation(gold, given)
     if kinds & {"union", "minus", "numset"}:
-        return bool(kinds & {"interval", "tuple", "union", "minus", "numset"}) and ask("same_set", gold, given) is True
-    if kinds & {"tuple", "ratio", "interval", "matrix"}:
+        return _is_set(gold) and _is_set(given) and ask("same_set", gold, given) is True
+    if "ratio" in kinds:
+        return _same_ratio(gold, given)
+    if kinds & {"tuple", "interval", "matrix"}:
         return len(kinds) == 1 and _same_parts(gold, given)
     if "rel" in kinds or "in" in kinds:
         return False
@@ -88,7 +126,55 @@ def same_number(gold: Node, given: Node) -> bool:
     left, right = exact(gold), exact(given)
     if left is not None and right is not None:
         return left == right
-    return ask("equal", gold, given) is True
+    same = same_expression(gold, given)
+    if same is None:
+        same = ask("equal", gold, given) is True
+    if not same and (_has_bare_log(gold) or _has_bare_log(given)):
+        return same_number(_common_log(gold), _common_log(given))
+    return same
+
+
+def _same_relation(gold: Node, given: Node) -> bool:
+    same = same_relation(gold, given)
+    return ask("proportional", gold, given) is True if same is None else same
+
+
+def _has_bare_log(node: object) -> bool:
+    if not isinstance(node, (tuple, list)):
+        return False
+    return (len(node) == 3 and node[:2] == ("call", "log") and len(node[2]) == 1) or any(map(_has_bare_log, node))
+
+
+def _common_log(node: Any) -> Any:
+    r"""A `\log` without a base, which is read as natural first, to base 10."""
+    if not isinstance(node, (tuple, list)):
+        return node
+    parts = type(node)(_common_log(part) for part in node)
+    return ("call", "lg", parts[2]) if _has_bare_log(node) and node[:2] == ("call", "log") else parts
+
+
+def _is_set(node: Node) -> bool:
+    return node[0] in ("interval", "union", "minus", "numset", "set") or (node[0] == "tuple" and len(node[1]) == 2)
+
+
+def _same_ratio(gold: Node, given: Node) -> bool:
+    """3:4 equals 6:8 and 3/4; a time of day equals only itself."""
+    if gold[0] != given[0]:
+        ratio, number = (gold, given) if gold[0] == "ratio" else (given, gold)
+        return len(ratio[1]) == 2 and same_value(("div", *ratio[1]), number)
+    left, right = gold[1], given[1]
+    if len(left) != len(right) or len(left) > MAX_ITEMS:
+        return False
+    if all(same_value(a, b) for a, b in zip(left, right)):
+        return True
+    if _is_time(gold) or _is_time(given):
+        return False
+    return all(same_number(("mul", [a, right[0]]), ("mul", [b, left[0]])) for a, b in zip(left, right))
+
+
+def _is_time(node: Node) -> bool:
+    minutes = node[1][-1]
+    return len(node[1]) == 2 and minutes[0] == "num" and len(minutes[1]) == 2
 
 
 def _plain(node: Node) -> str | None:
@@ -124,8 +210,10 @@ def _same_items(gold: Node, given: Node) -> bool:
 
 
 def _same_single(gold: Node, given: Node) -> bool:
+    """A collection of one, or a list in the answer of several ways to write the accepted one: `1/2 or 0.5`."""
     collection, single = (gold, given) if gold[0] in ("list", "set") else (given, gold)
-    return len(collection[1]) == 1 and same_value(collection[1][0], single)
+    several = given[0] == "list" and 1 < len(given[1]) <= MAX_ITEMS
+    return (several or len(collection[1]) == 1) and all(same_value(single, item) for item in collection[1])
 
 
 def _same_parts(gold: Node, given: Node) -> bool:

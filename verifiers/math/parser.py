@@ -1,7 +1,7 @@
 r"""Recursive descent over the tokens of an answer. The whole text must be read, or MathSyntaxError is raised.
 
 The tree is made of tuples that survive JSON: ("num", "1.5"), ("sym", "x"), ("unit", "cm"), ("add"|"mul", [nodes]),
-("neg"|"fact"|"pct", node), ("div"|"pow"|"pm", a, b), ("call", name, [nodes]), ("base", digits, base), ("inf",),
+("neg"|"fact"|"pct", node), ("div"|"pow"|"pm"|"mp", a, b), ("call", name, [nodes]), ("base", digits, base), ("inf",),
 and the structures ("tuple"|"list"|"set"|"union"|"ratio", [nodes]), ("interval", "(", low, high, "]"), ("minus", a, b),
 ("numset", "R"), ("matrix", [[nodes]]), ("rel", [nodes], [operators]), ("in", a, b).
 """
@@ -53,7 +53,15 @@ class Parser(AtomParser):
                 raise MathSyntaxError("a relation followed by \\in")
             return ("in", nodes[0], self.sets())
         if self.take("cmd", "approx"):
+            return self.approximated(nodes, operators)
+        return ("rel", nodes, operators) if operators else nodes[0]
+
+    def approximated(self, nodes: list[Node], operators: list[str]) -> Node:
+        """`x = \\sqrt{2} \\approx 1.41` is about the exact value on the left, which the decimal must agree with."""
+        exact, decimal = nodes[-1], self.sum()
+        if exact[0] in ("num", "sym") or (self.peek() and not self.next_is("op", ",")):
             raise MathSyntaxError("an approximate value is no exact answer")
+        nodes = [*nodes[:-1], ("approx", exact, decimal)]
         return ("rel", nodes, operators) if operators else nodes[0]
 
     def sets(self) -> Node:
@@ -87,9 +95,10 @@ class Parser(AtomParser):
             elif self.take("op", "-"):
                 terms.append(("neg", self.signed()))
             elif self.next_is("cmd", "pm", "mp"):
-                self.at += 1
+                sign = "pm" if self.take("cmd", "pm") else "mp"
+                self.take("cmd", "mp")
                 left = terms[0] if len(terms) == 1 else ("add", terms)
-                terms = [("pm", left, self.term())]
+                terms = [(sign, left, self.term())]
             else:
                 break
         self.depth -= 1
@@ -98,8 +107,9 @@ class Parser(AtomParser):
     def signed(self) -> Node:
         if self.take("op", "-"):
             return ("neg", self.term())
-        if self.take("cmd", "pm"):
-            return ("pm", ("num", "0"), self.term())
+        for sign in ("pm", "mp"):
+            if self.take("cmd", sign):
+                return (sign, ("num", "0"), self.term())
         self.take("op", "+")
         return self.term()
 
@@ -113,9 +123,16 @@ class Parser(AtomParser):
                 left = factors[0] if len(factors) == 1 else ("mul", factors)
                 factors = [("div", left, self.factor())]
             elif self.starts_atom():
-                factors.append(self.power(after_value=True))
+                if self.next_is_number() and _is_unit(factors[-1]):
+                    raise MathSyntaxError("a number after a unit is no factor: 5 feet 7 inches")
+                part = self.power(after_value=True)
+                factors.extend(part[1] if part[0] == "mul" else [part])
             else:
                 return factors[0] if len(factors) == 1 else ("mul", factors)
+
+    def next_is_number(self) -> bool:
+        token = self.peek()
+        return token is not None and (token.kind == "num" or self.next_is("cmd", "frac"))
 
     def factor(self) -> Node:
         if self.take("op", "-"):
@@ -146,11 +163,7 @@ class Parser(AtomParser):
         if token is None:
             return False
         if token.kind == "num":
-            return self.tokens[self.at - 1].kind != "num" and self.tokens[self.at - 1].value not in (
-                "text",
-                "word",
-                "!",
-            )
+            return self.tokens[self.at - 1].kind != "num" and self.tokens[self.at - 1].value != "!"
         if token.kind == "word":
             return token.value not in ("and", "or") and token.value != "U"
         if token.kind == "text":
@@ -196,3 +209,7 @@ class Parser(AtomParser):
                 node = ("mul", [node, ("unit", "degree")])
             else:
                 return node
+
+
+def _is_unit(node: Node) -> bool:
+    return node[0] == "unit" or (node[0] == "pow" and node[1][0] == "unit")

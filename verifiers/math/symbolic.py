@@ -13,6 +13,8 @@ from typing import Any
 
 import sympy
 from sympy import Expr, Matrix, Rational, Set, Symbol
+from sympy.functions.elementary.hyperbolic import HyperbolicFunction
+from sympy.functions.elementary.trigonometric import InverseTrigonometricFunction, TrigonometricFunction
 
 DIGITS = 40
 _TRIGONOMETRIC = ["sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh", "exp"]
@@ -41,6 +43,8 @@ def answer_request(request: list[Any]) -> bool | str:
     operation, gold, given = request
     if operation == "equal":
         return equal(expression(gold), expression(given))
+    if operation == "near":
+        return near(expression(gold), expression(given))
     if operation == "proportional":
         return proportional(gold, given)
     if operation == "same_set":
@@ -133,12 +137,41 @@ def clearly_nonzero(difference: Expr) -> bool:
     return False
 
 
+def near(value: Expr, decimal: Expr) -> bool:
+    """Whether a decimal may stand for the value: within five percent. It only ever takes an answer away."""
+    distance = sympy.Abs(value - decimal).evalf(DIGITS)
+    return bool(distance.is_Float and distance <= sympy.Abs(value).evalf(DIGITS) / 20)
+
+
 def proven_zero(difference: Expr) -> bool:
-    for step in (lambda d: d, sympy.expand, sympy.radsimp, sympy.simplify, sympy.fu, _algebraic):
-        reduced = step(difference)
+    """The quick proofs first."""
+    for step in (sympy.expand, _exponentials, _denested, _arc_sum, _algebraic, sympy.radsimp, sympy.simplify, sympy.fu):
+        try:
+            reduced = step(difference)
+        except Exception:  # computer algebra raises many types where a method does not apply
+            continue
         if reduced.is_zero or reduced == 0:
             return True
     return False
+
+
+def _exponentials(difference: Expr) -> Expr:
+    """The numerator, expanded, with sines and cosines as powers of e: identities of multiple angles cancel."""
+    if not difference.has(TrigonometricFunction, HyperbolicFunction, sympy.exp):
+        return difference
+    return sympy.expand(sympy.together(difference.rewrite(sympy.exp)).as_numer_denom()[0])
+
+
+def _denested(difference: Expr) -> Expr:
+    return sympy.expand(sympy.sqrtdenest(difference))
+
+
+def _arc_sum(difference: Expr) -> Expr:
+    """Zero when the tangent is zero and the value lies within half a period of it."""
+    if difference.free_symbols or not difference.has(InverseTrigonometricFunction):
+        return difference
+    tangent = sympy.simplify(sympy.expand_trig(sympy.tan(difference)))
+    return sympy.Integer(0) if tangent == 0 and abs(difference.evalf(DIGITS)) < 1 else difference
 
 
 def _algebraic(difference: Expr) -> Expr:

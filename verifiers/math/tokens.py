@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+from verifiers.math.words import FUNCTIONS
+
 MAX_LENGTH = 2000
 MAX_NESTING = 40
 
@@ -26,8 +28,8 @@ _UNICODE = {
     "≤": r"\leq ", "≥": r"\geq ", "≠": r"\neq ", "±": r"\pm ", "√": r" sqrt ", "∪": r"\cup ", "∩": r"\cap ",
     "∈": r"\in ", "∅": r"\emptyset ", "°": r"\degree ", "²": "^{2}", "³": "^{3}", "½": r"\frac{1}{2}",
     "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}", "θ": r"\theta ", "α": r"\alpha ", "β": r"\beta ", "λ": r"\lambda ",
-    "ℝ": r"\mathbb{R}", "≈": r"\approx ", "…": r"\ldots ", "’": "'", "£": r"\pounds ", "€": r"\euro ", "\u00a0": " ",
-    "％": "%", "，": ",", "（": "(", "）": ")", "：": ":",
+    "ℝ": r"\mathbb{R}", "≈": r"\approx ", "…": r"\ldots ", "’": "'", "£": r"\pounds ", "€": r"\euro ", "¢": " cents ",
+    "\u00a0": " ", "％": "%", "，": ",", "（": "(", "）": ")", "：": ":",
 }  # fmt: skip
 _UNICODE_TABLE = str.maketrans(_UNICODE)
 _ARGUMENT = r"\{((?:[^{}]|\\[{}])*)\}"
@@ -41,7 +43,8 @@ _TEXT = re.compile(
 )
 _LATEX_THOUSANDS = re.compile(r"(?<![\d.])([1-9]\d{0,2})((?:(?:\{,\}|\\,|,\\!|\\!,|\\ |\u2009)\d{3})+)(?!\d)")
 _SPACED_THOUSANDS = re.compile(r"(?<![\d.,/] )(?<![\d.,/])([1-9]\d{0,2})((?: \d{3})+)(?![\d/]| \d)")
-_REPEATING = re.compile(r"(\d*)\.(\d*)\\overline\s*(?:\{(\d+)\}|(\d))", re.ASCII)
+_REPEATING = re.compile(r"(\d*)\.(\d*)\\(?:overline|bar)\s*(?:\{(\d+)\}|(\d))", re.ASCII)
+_DOTTED = re.compile(r"(\d*\.\d*)\\dot\s*\{?(\d)\}?(?:(\d*)\\dot\s*\{?(\d)\}?)?", re.ASCII)
 _FRACTIONS = re.compile(r"\\[dtcs]frac(?![A-Za-z])")
 _WRAPPERS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("`", "`"))
 _TOKEN = re.compile(
@@ -75,6 +78,7 @@ def strip_typography(text: str) -> str:
         text = stripped
     text = _LATEX_THOUSANDS.sub(lambda m: m[1] + re.sub(r"\D", "", m[2]), text)
     text = _SPACED_THOUSANDS.sub(lambda m: m[1] + m[2].replace(" ", ""), text)
+    text = _DOTTED.sub(lambda m: rf"{m[1]}\overline{{{m[2]}{m[3] or ''}{m[4] or ''}}}", text)
     text = _REPEATING.sub(_repeating, text)
     text = _FRACTIONS.sub(r"\\frac", text.replace(r"\!", "").replace(r"\,", " ").replace("\u2009", " "))
     text = _SPACING.sub(" ", text).replace("{,}", ",")
@@ -101,6 +105,8 @@ def _unwrap(text: str) -> str:
 def _text_token(match: re.Match[str]) -> str:
     content = re.sub(r"[\x01\x02]|\\(?=[%$])", "", match[1]).strip()
     is_unit = match.start() > 0 and match.string[match.start() - 1].isdigit() and content not in ("e", "i", "d", "x")
+    if content in FUNCTIONS and len(content) > 1:
+        return rf"\{content} "
     if re.fullmatch(r"[A-Za-z]", content) and is_unit:
         return f" \x01{content}\x02 "
     if re.search(r"\d|\\|^[A-Za-z]$|^$|^[^A-Za-z]*$", content):  # an expression, a single symbol, or punctuation
@@ -131,8 +137,8 @@ def tokenize(text: str) -> list[Token]:
             value = match["cmd"]
         elif kind == "text":
             value = value[1:-1]
-        opens = (kind == "op" and value in "([") or (kind == "cmd" and value == "{")
-        closes = (kind == "op" and value in ")]") or (kind == "cmd" and value == "}")
+        opens = (kind == "op" and value in "([") or (kind == "cmd" and value in ("{", "langle"))
+        closes = (kind == "op" and value in ")]") or (kind == "cmd" and value in ("}", "rangle"))
         depth += opens - closes
         nesting += (opens or value == "{") - (closes or value == "}")
         if nesting > MAX_NESTING:
