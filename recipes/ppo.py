@@ -1,0 +1,86 @@
+"""PPO with value warm-up and a pretraining term. `accelerate launch recipes/ppo.py --config recipes/qwen1/ppo.yaml`
+
+Config, four models (policy, value, reference, reward), prompts, engine, algorithm, trainer: read from top to bottom,
+this is the method. The reward model is one of the rewards: `rewards: [reward_model:PATH]`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from transformers import PreTrainedTokenizerBase
+from trl import ModelConfig
+
+import recipes  # noqa: F401  refuses to start when a foreign package shadows ours
+from alignment.algorithms.ppo import Ppo, PpoConfig
+from alignment.config import TrainConfig, parse
+from alignment.data.load import load_rows
+from alignment.data.sft_rows import encode_sft_rows
+from alignment.models import Policy, ScalarModel
+from alignment.models.actor_critic import ActorCritic
+from alignment.models.load import load_policy, switch_dropout_off
+from alignment.models.load_scalar import load_scalar, scalar_from_policy
+from alignment.optim.adamw import make_optimizer
+from alignment.rollout import TransformersEngine
+from alignment.trainer import Trainer, make_accelerator
+from alignment.types import Tree
+from recipes.common import make_sampling, run, write_settings
+from recipes.rollouts import RolloutRecipe, load_prompts, make_evaluation, make_score
+
+
+@dataclass
+class PpoRecipe:
+    value_model: str = field(
+        default="policy",
+        metadata={"help": "policy: a copy of its backbone; head: a head on the policy; or a (reward) model's name."},
+    )
+    ptx_dataset: str = field(default="", metadata={"help": "Pretraining text (column `text`) for ptx_coef > 0."})
+    ptx_split: str = ""
+    ptx_max_length: int = 1024
+
+
+def load_value(recipe: PpoRecipe, model: ModelConfig, policy: Policy) -> ScalarModel:
+    """The value model, read at the state before each token."""
+    if recipe.value_model in ("policy", "head"):
+        return scalar_from_policy(policy, shared=recipe.value_model == "head")
+    return load_scalar(replace(model, model_name_or_path=recipe.value_model), at="state")[0]
+
+
+def load_pretraining(recipe: PpoRecipe, tokenizer: PreTrainedTokenizerBase) -> list[Tree]:
+    if not recipe.ptx_dataset:
+        return []
+    rows = load_rows(recipe.ptx_dataset, recipe.ptx_split or None)
+    trees, report = encode_sft_rows([{"text": row.get("text")} for row in rows], tokenizer, recipe.ptx_max_length)
+    print(f"pretraining text: {report.summary()}", flush=True)
+    return trees
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    kinds = (RolloutRecipe, PpoRecipe, PpoConfig, TrainConfig, ModelConfig)
+    rollouts, recipe, ppo, train, model = parse(*kinds, arguments=arguments)
+    accelerator = make_accelerator(train, some_parameters_rest=bool(ppo.value_warmup_steps))
+    policy, tokenizer = load_policy(model)
+    actor_critic = ActorCritic(policy, load_value(recipe, model, policy))
+    switch_dropout_off(actor_critic)  # a ratio has to compare the same function
+    reference = None
+    if ppo.kl_coef and not model.use_peft:
+        reference = copy.deepcopy(policy).requires_grad_(False).eval().to(accelerator.device)
+    actor_critic.to(accelerator.device)
+
+    prompts = load_prompts(rollouts, tokenizer)
+    sampling = make_sampling(rollouts, tokenizer, train.seed)
+    engine = TransformersEngine(policy.model, tokenizer, max_rows=rollouts.max_rows_in_flight)
+    score, pretraining = make_score(rollouts), load_pretraining(recipe, tokenizer)
+    evaluation = make_evaluation(rollouts, tokenizer, engine, sampling)
+    budget = train.max_tokens_per_micro_batch
+    algorithm = Ppo(actor_critic, engine, prompts, score, ppo, sampling, reference, pretraining, budget)
+    write_settings(train.output_dir, rollouts, recipe, ppo, train, model)
+    steps = train.max_steps or ppo.value_warmup_steps + rollouts.steps(prompts, ppo.prompts_per_step)
+    optimizer = make_optimizer(actor_critic, train, {"value": ppo.value_learning_rate})
+    Trainer(accelerator, actor_critic, tokenizer, algorithm, train, steps, evaluation, optimizer).train()
+
+
+if __name__ == "__main__":
+    run(main)

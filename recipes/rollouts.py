@@ -1,0 +1,90 @@
+"""What the recipes that sample share: prompts, rewards, how completions are sampled, held-out pass rates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from transformers import PreTrainedTokenizerBase
+
+from alignment.data.load import load_rows
+from alignment.data.prompts import build_prompts
+from alignment.errors import UserError
+from alignment.trainer import Evaluation
+from alignment.types import Engine, Prompt, Sampling
+from recipes.common import sample_pass_rate
+from rewards import RewardRunner
+from rewards.specs import RewardEntry, RewardSpec, read_specs
+
+
+@dataclass
+class RolloutRecipe:
+    """Settings of the recipes that sample."""
+
+    dataset: str = field(default="", metadata={"help": "Rows with `prompt`, `question` or `messages`."})
+    dataset_split: str = field(default="", metadata={"help": "Split of a hub data set or folder."})
+    eval_dataset: str = field(default="", metadata={"help": "Held-out rows; empty = no evaluation."})
+    eval_split: str = ""
+    eval_samples: int = field(default=4, metadata={"help": "Samples per held-out prompt."})
+    max_rows: int = field(default=0, metadata={"help": "Use the first rows only; 0 = all."})
+    max_prompt_length: int = 1024
+    rewards: list[RewardEntry] = field(
+        default_factory=lambda: [RewardEntry("verifier:math")],
+        metadata={"help": "Names, or mappings of a name, parameters and a weight."},
+    )
+    reward_weights: list[float] = field(default_factory=list, metadata={"help": "One per reward; empty = all 1."})
+    eval_reward: str = field(default="", metadata={"help": "What held-out passes are judged by; default the first."})
+    reward_timeout_s: float = 60.0
+    epochs: float = 1.0
+    max_tokens: int = field(default=1024, metadata={"help": "Longest completion."})
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    stop: list[str] = field(default_factory=list)
+    max_rows_in_flight: int = field(default=64, metadata={"help": "Completions decoded at a time."})
+
+    def __post_init__(self):
+        if not self.dataset:
+            raise UserError("dataset is missing: a local file, a folder or a hub name")
+        if not self.rewards:
+            raise UserError("rewards is empty: name at least one, for instance `rewards: [verifier:math]`")
+        self.specs()
+
+    def specs(self) -> list[RewardSpec]:
+        """The rewards with their weights. Raises UserError for malformed ones."""
+        try:
+            return read_specs(self.rewards, self.reward_weights)
+        except ValueError as error:
+            raise UserError(f"rewards: {error}") from error
+
+    def steps(self, prompts: Sequence[Prompt], prompts_per_step: int) -> int:
+        """Steps in `epochs`."""
+        return max(1, round(self.epochs * len(prompts) / prompts_per_step))
+
+
+def load_prompts(recipe: RolloutRecipe, tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
+    rows = load_rows(recipe.dataset, recipe.dataset_split or None, recipe.max_rows or None)
+    return build_prompts(rows, tokenizer, max_prompt_length=recipe.max_prompt_length, source=recipe.dataset)
+
+
+def make_score(recipe: RolloutRecipe, specs: Sequence[RewardSpec] | None = None) -> RewardRunner:
+    """The weighted sum of the recipe's rewards. Raises UserError for an unknown one."""
+    try:
+        named = [(spec.name, spec.build(), spec.weight) for spec in specs or recipe.specs()]
+    except ValueError as error:
+        raise UserError(f"rewards: {error}") from error
+    return RewardRunner(named, timeout_s=recipe.reward_timeout_s)
+
+
+def make_evaluation(
+    recipe: RolloutRecipe, tokenizer: PreTrainedTokenizerBase, engine: Engine, sampling: Sampling
+) -> Evaluation | None:
+    """Held-out pass rate by `eval_reward`, or by the first reward."""
+    if not recipe.eval_dataset:
+        return None
+    rows = load_rows(recipe.eval_dataset, recipe.eval_split or None)
+    source = recipe.eval_dataset
+    heldout = build_prompts(rows, tokenizer, max_prompt_length=recipe.max_prompt_length, source=source)
+    judge = make_score(recipe, read_specs([recipe.eval_reward]) if recipe.eval_reward else recipe.specs()[:1])
+    return Evaluation(lambda: sample_pass_rate(engine, heldout, recipe.eval_samples, sampling, judge), "pass_rate")
