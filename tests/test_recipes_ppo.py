@@ -1,0 +1,32 @@
+"""The PPO recipes as a user starts them, from their YAML with a tiny model."""
+
+import json
+
+import pytest
+
+from alignment.metrics import read_metrics
+from tests.test_recipes import ROOT, data, recipe  # noqa: F401  data is a fixture
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("family", "settings"), [("qwen1", {"value_model": "policy"}), ("qwen1.5", {"value_model": "head"})]
+)
+def test_two_steps_from_yaml(data, tmp_path, family, settings):  # noqa: F811
+    texts = [json.loads(line)["messages"][-1]["content"] for line in (data / "sft.jsonl").read_text().splitlines()]
+    (data / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    arguments = ["--config", ROOT / "recipes" / family / "ppo.yaml", "--model_name_or_path", data / "base"]
+    arguments += ["--dataset", data / "prompts.jsonl", "--rewards", "verifier:math", "--output_dir", tmp_path]
+    arguments += ["--eval_dataset", data / "heldout.jsonl", "--value_model", settings["value_model"]]
+    arguments += ["--prompts_per_step", 4, "--max_tokens", 8, "--value_warmup_steps", 1, "--max_steps", 2]
+    arguments += ["--bf16", "false", "--gradient_checkpointing", "false", "--dtype", "float32"]
+    if family == "qwen1":
+        arguments += ["--ptx_dataset", data / "text.jsonl"]
+    recipe("ppo", *arguments)
+    warm_up, step = read_metrics(tmp_path / "metrics.jsonl", "train")
+    assert warm_up["grad_norm"] == 0 < warm_up["grad_norm/value"]
+    assert step["ratio/mean"] == pytest.approx(1, abs=1e-4)
+    assert ("ptx_loss" in step) == (family == "qwen1")
+    assert (tmp_path / "model" / "config.json").is_file() and (tmp_path / "value" / "config.json").is_file()
+    assert "pass_rate" in read_metrics(tmp_path / "metrics.jsonl", "eval")[-1]
+    assert "going on after step 2" in recipe("ppo", *arguments).stdout
