@@ -1,11 +1,11 @@
-"""Voting keys: equal answers have one key, different answers have two, and what cannot be read has none."""
+"""Voting keys: equal answers have one, different answers two, the unreadable none. Gold answers as responses."""
 
 import doctest
 
 import pytest
 
 import verifiers.math.vote
-from verifiers import NoAnswerKeyError, Verdict, answer_key, register_verifier, registry
+from verifiers import NoAnswerKeyError, Verdict, answer_key, gold_response, register_verifier, registry, verify
 
 
 def test_docstring_examples():
@@ -68,3 +68,34 @@ def test_ones_own_verifier_tells_its_answers(monkeypatch):
 
     assert answer_key("last_word", "so: 7", {}) == "7"
     assert answer_key("last_word", "", {}) is None
+
+
+CALL = {"name": "add", "arguments": {"a": 1}}
+FENCED = "def f(x):\n    '''```'''\n    return x"
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "row"),
+    [
+        ("math", "answer", {"answer": ["7", "8"]}),
+        ("math", "answer", {"answer": 7}),
+        ("choice", "answer", {"answer": 1, "choices": ["Rome", "Paris"]}),
+        ("text", "answer", {"answer": ["the first", "another"]}),
+        ("json", "answer", {"answer": {"a": [1]}}),
+        ("json", "answer", {"answer": "a text"}),
+        ("json", "sample", {"sample": '{"a": 1}', "schema": {"type": "object"}}),
+        ("tool_call", "tool_calls", {"tool_calls": [CALL, {"function": CALL}]}),
+        ("tool_call", "tool_calls", {"tool_calls": []}),
+        ("by_task", "answer", {"task": "choice", "answer": "Paris", "choices": ["Rome", "Paris"]}),
+        ("code", "solution", {"solution": FENCED, "tests": ["assert f(2) == 2"]}),
+        ("code", "solution", {"solution": "print(1)", "stdio": [{"stdin": "", "stdout": "1"}], "language": "python"}),
+    ],
+)
+def test_a_gold_answer_as_a_response_passes(name, column, row):
+    assert verify(name, gold_response(name, row[column], row), row).status == "pass"
+
+
+def test_an_unusable_gold_answer_gets_its_verdict_not_an_exception():
+    row = {"answer": "London", "choices": ["Rome", "Paris"]}
+    assert verify("choice", gold_response("choice", "London", row), row).status == "error"
+    assert verify("tool_call", gold_response("tool_call", 5, {"tool_calls": 5}), {"tool_calls": 5}).status == "error"

@@ -10,11 +10,13 @@ Importing this package loads the standard library only; a verifier's own depende
 from verifiers.batch import verify_all
 from verifiers.registry import (
     AnswerOf,
+    GoldResponse,
     NoAnswerKeyError,
     Verifier,
     VerifierInfo,
     answer_key,
     get_verifier,
+    gold_response,
     list_verifiers,
     register_verifier,
     verifier_info,
@@ -25,6 +27,7 @@ from verifiers.verdict import STATUSES, Status, Verdict
 __all__ = [
     "STATUSES",
     "AnswerOf",
+    "GoldResponse",
     "NoAnswerKeyError",
     "Status",
     "Verdict",
@@ -32,6 +35,7 @@ __all__ = [
     "VerifierInfo",
     "answer_key",
     "get_verifier",
+    "gold_response",
     "list_verifiers",
     "register_verifier",
     "verifier_info",

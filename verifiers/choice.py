@@ -26,7 +26,13 @@ def chosen_letter(response: str, row: Mapping[str, Any]) -> str | None:
     return _chosen(text, _options(row)) if text else None
 
 
-@register_verifier("choice", columns=("answer",), optional=("choices",), answer_of=chosen_letter)
+@register_verifier(
+    "choice",
+    columns=("answer",),
+    optional=("choices",),
+    answer_of=chosen_letter,
+    gold_response=lambda gold, row: _right_letter(gold, _options(row)),
+)
 def choice(response: str, row: Mapping[str, Any]) -> Verdict:
     r"""The option chosen, by letter or by the option's text.
 

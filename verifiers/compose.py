@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
-from verifiers.registry import Verifier, answer_key, get_verifier, register_verifier, verify
+from verifiers.registry import Verifier, answer_key, get_verifier, gold_response, register_verifier, verify
 from verifiers.verdict import Verdict
 
 
@@ -127,7 +127,12 @@ def answer_by_task(response: str, row: Mapping[str, Any]) -> Hashable | None:
     return answer_key(row["task"], response, row)
 
 
-@register_verifier("by_task", columns=("task",), answer_of=answer_by_task)
+@register_verifier(
+    "by_task",
+    columns=("task",),
+    answer_of=answer_by_task,
+    gold_response=lambda gold, row: gold_response(row["task"], gold, row),
+)
 def by_task(response: str, row: Mapping[str, Any]) -> Verdict:
     """The verifier that the row's `task` column names.
 

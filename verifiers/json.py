@@ -13,7 +13,13 @@ from verifiers.verdict import Verdict
 MAX_LENGTH = 1_000_000
 
 
-@register_verifier("json", optional=("schema", "answer"))
+def _gold_value(gold: Any, row: Mapping[str, Any]) -> str:
+    """The column `answer` holds a value; a text of another column is JSON already."""
+    is_text = isinstance(gold, str) and gold != row.get("answer")
+    return gold if is_text else json_library.dumps(gold)
+
+
+@register_verifier("json", optional=("schema", "answer"), gold_response=_gold_value)
 def json(response: str, row: Mapping[str, Any]) -> Verdict:
     """Valid JSON, in the last fenced block or as the whole answer, that keeps `schema` and equals `answer`.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import json
 import time
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ from verifiers.verdict import Verdict
 
 Verifier = Callable[[str, Mapping[str, Any]], Verdict]
 AnswerOf = Callable[[str, Mapping[str, Any]], Hashable | None]
+GoldResponse = Callable[[Any, Mapping[str, Any]], str]
 
 # Built-in verifiers and the module that registers each; a module is imported when its name is first asked for.
 _BUILTIN_MODULES: dict[str, str] = {
@@ -36,8 +38,9 @@ _BUILTIN_MODULES: dict[str, str] = {
 
 @dataclass(frozen=True, slots=True)
 class VerifierInfo:
-    """A registered verifier: the row columns it needs, those it reads when present, its docstring's first line, and
-    the function that reads the answer out of a response as a key for majority votes, if it has one."""
+    """A registered verifier: the row columns it needs, those it reads when present, its docstring's first line; if it
+    has them, the functions that read the answer out of a response as a key for majority votes, and that write a
+    response around a gold answer."""
 
     name: str
     fn: Verifier
@@ -45,6 +48,7 @@ class VerifierInfo:
     optional: tuple[str, ...]
     summary: str
     answer_of: AnswerOf | None = None
+    gold_response: GoldResponse | None = None
 
 
 _registered: dict[str, VerifierInfo] = {}
@@ -55,13 +59,18 @@ def first_docstring_line(fn: Callable[..., Any]) -> str:
 
 
 def register_verifier(
-    name: str, columns: Iterable[str] = (), optional: Iterable[str] = (), answer_of: AnswerOf | None = None
+    name: str,
+    columns: Iterable[str] = (),
+    optional: Iterable[str] = (),
+    answer_of: AnswerOf | None = None,
+    gold_response: GoldResponse | None = None,
 ) -> Callable[[Verifier], Verifier]:
     """Register `fn(response, row) -> Verdict` under `name`.
 
     columns: row columns the verifier needs; `verify` answers `error` for a row without them.
     optional: row columns it reads when present.
     answer_of: `(response, row) -> key`, equal for equal answers and None where there is none; for majority votes.
+    gold_response: `(gold answer, row) -> response` that gives it, where the gold answer as a text is none.
     Raises ValueError when the name is taken by another function.
     """
 
@@ -72,7 +81,7 @@ def register_verifier(
         if taken and not same:
             raise ValueError(f"a verifier named {name!r} is already registered; choose another name")
         summary = first_docstring_line(fn)
-        _registered[name] = VerifierInfo(name, fn, tuple(columns), tuple(optional), summary, answer_of)
+        _registered[name] = VerifierInfo(name, fn, tuple(columns), tuple(optional), summary, answer_of, gold_response)
         return fn
 
     return register
@@ -140,6 +149,21 @@ def verify(verifier: str | Verifier, response: str, row: Mapping[str, Any]) -> V
         detail = f"verifier {name!r} raised {type(error).__name__}: {error}"
         return Verdict(None, "error", detail, time.perf_counter() - start)
     return verdict if verdict.seconds else replace(verdict, seconds=time.perf_counter() - start)
+
+
+def gold_response(name: str, gold: Any, row: Mapping[str, Any]) -> str:
+    """A response that gives a row's gold answer, to check the row; of a list of accepted answers the first.
+
+    Raises ValueError for an unknown name.
+    """
+    info = verifier_info(name)
+    if info.gold_response is not None:
+        try:
+            return info.gold_response(gold, row)
+        except Exception:  # a row that the verifier cannot read either; its verdict tells why
+            pass
+    first = gold[0] if isinstance(gold, (list, tuple)) and gold else gold
+    return first if isinstance(first, str) else json.dumps(first, default=str)
 
 
 class NoAnswerKeyError(ValueError):

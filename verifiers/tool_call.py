@@ -15,7 +15,11 @@ from verifiers.verdict import Verdict
 _CALL = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
 
 
-@register_verifier("tool_call", columns=("tool_calls",), optional=("any_order",))
+def _gold_calls(gold: Any, row: Mapping[str, Any]) -> str:
+    return "\n".join(f"<tool_call>{json.dumps(call)}</tool_call>" for call in gold)
+
+
+@register_verifier("tool_call", columns=("tool_calls",), optional=("any_order",), gold_response=_gold_calls)
 def tool_call(response: str, row: Mapping[str, Any]) -> Verdict:
     """Exactly the expected `<tool_call>{"name": …, "arguments": {…}}</tool_call>` blocks.
 

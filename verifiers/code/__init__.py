@@ -27,7 +27,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from verifiers.code.check import Result, check
-from verifiers.code.extract import extract_code
+from verifiers.code.extract import as_fenced, extract_code
 from verifiers.code.languages import MissingTool
 from verifiers.code.task import RowError, Task, read_task
 from verifiers.code.weak import check_weak
@@ -67,13 +67,17 @@ def _default_backend() -> Backend:
     return RemoteSandbox(urls, os.environ.get("ALIGN_SANDBOX_TOKEN", ""))
 
 
-@register_verifier("code", optional=_OPTIONAL)
+def _gold_program(gold: str, row: Mapping[str, Any]) -> str:
+    return as_fenced(gold, row.get("language") or "python")
+
+
+@register_verifier("code", optional=_OPTIONAL, gold_response=_gold_program)
 def code(response: str, row: Mapping[str, Any]) -> Verdict:
     """Runs the program of the response in a sandbox against the row's tests."""
     return _verdict(response, row, weak=False)
 
 
-@register_verifier("code_weak", optional=_OPTIONAL)
+@register_verifier("code_weak", optional=_OPTIONAL, gold_response=_gold_program)
 def code_weak(response: str, row: Mapping[str, Any]) -> Verdict:
     """Like `code`, with tests and program in one interpreter: can be forged."""
     return _verdict(response, row, weak=True)

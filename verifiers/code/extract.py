@@ -36,6 +36,18 @@ def fenced_blocks(text: str) -> list[tuple[str, str]]:
     return blocks
 
 
+def as_fenced(source: str, language: str = "python") -> str:
+    """A response that is this program; one that is fenced already comes back as it is.
+
+    >>> extract_code(as_fenced("x = 2")).strip()
+    'x = 2'
+    """
+    if fenced_blocks(source):
+        return source
+    fence = max(re.findall(r"`{3,}", source), default="``") + "`"
+    return f"{fence}{language}\n{source.rstrip()}\n{fence}"
+
+
 def extract_code(response: str, language: str = "python") -> str | None:
     """The last block tagged with the language; else the last without a tag; else the last. None without any, or when
     it is blank.

@@ -114,8 +114,9 @@ def _judge(options: argparse.Namespace) -> tuple[list[Judged], Comparison | None
         raise UserError(f"{options.data} and {options.against} share none of the columns {', '.join(PROBLEM_COLUMNS)}: "
                         "name the one that tells problems apart with --problem")  # fmt: skip
     column = options.gold or options.response
-    items = read_items(rows, options.data, column=column, gold=bool(options.gold), problem=problem)
-    others = read_items(other_rows, options.against, column=column, gold=False, problem=problem) if other_rows else []
+    gold = options.verifier if options.gold else ""
+    items = read_items(rows, options.data, column=column, gold=gold, problem=problem)
+    others = read_items(other_rows, options.against, column=column, gold="", problem=problem) if other_rows else []
     check_k(items, "--pass-at", options.pass_at)
     check_k(items, "--majority-at", options.majority_at)
     judged = judge(options.verifier, items, options.data, voting=bool(options.majority_at))

@@ -53,13 +53,16 @@ class Judged:
 
 
 def read_items(
-    rows: Sequence[Mapping[str, Any]], source: str, *, column: str | None, gold: bool, problem: str | None
+    rows: Sequence[Mapping[str, Any]], source: str, *, column: str | None, gold: str, problem: str | None
 ) -> list[Item]:
     """One item per response; a cell may hold a text, a list of messages, or a list of either.
 
-    column: None means the first of RESPONSE_COLUMNS that row 1 has. problem: the column whose equal cells are one
+    column: None means the first of RESPONSE_COLUMNS that row 1 has. gold: the verifier whose gold answers the column
+    holds, empty for responses. problem: the column whose equal cells are one
     problem; None makes every row one. Raises UserError naming the row and the column.
     """
+    from verifiers import gold_response
+
     column = column or next((name for name in RESPONSE_COLUMNS if name in rows[0]), None)
     if column is None:
         raise UserError(f"{source}, row 1: none of the columns {', '.join(RESPONSE_COLUMNS)}; name one with --response "
@@ -72,7 +75,8 @@ def read_items(
         key = json.dumps(row[problem], sort_keys=True, default=str) if problem else number
         # Two rows with one question may have two gold answers; under --gold each row stands for itself.
         key = number if gold else key
-        texts = [_as_gold(row[column])] if gold else _texts(row[column], f"{source}, row {number}, column {column!r}")
+        where = f"{source}, row {number}, column {column!r}"
+        texts = [gold_response(gold, row[column], row)] if gold else _texts(row[column], where)
         items.extend(Item(number, sample, row, text, key) for sample, text in enumerate(texts))
     if not items:
         raise UserError(f"{source}: the lists in column {column!r} are empty, there is no response")
@@ -121,12 +125,6 @@ def _vote(verifier: str, item: Item) -> Hashable | None:
         return answer_key(verifier, item.response, item.row)
     except NoAnswerKeyError as error:
         raise UserError(f"--majority-at: {error}") from error
-
-
-def _as_gold(cell: Any) -> str:
-    """Of several accepted answers the first stands for the response."""
-    first = cell[0] if isinstance(cell, (list, tuple)) and cell else cell
-    return first if isinstance(first, str) else json.dumps(first)
 
 
 def _texts(cell: Any, where: str) -> list[str]:
