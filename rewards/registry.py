@@ -12,6 +12,7 @@ import importlib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
 from rewards.from_verifier import RewardFn, from_verifier
@@ -19,13 +20,22 @@ from verifiers.registry import did_you_mean, first_docstring_line, list_verifier
 
 VERIFIER_PREFIX = "verifier:"
 ROUTING_PREFIX = "routing:"
+JUDGE_PREFIX = "judge:"
 # Arguments that every reward receives; the others are columns of the rows.
 COMMON_ARGUMENTS = frozenset(
     ["prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments"]
 )
 
 # Built-in rewards and the module that registers each; a module is imported when its name is first asked for.
-_BUILTIN_MODULES: dict[str, str] = {}
+_BUILTIN_MODULES: dict[str, str] = {
+    "judge": "rewards.judge",
+    "language_consistency": "rewards.shaping",
+    "length": "rewards.shaping",
+    "overlong": "rewards.shaping",
+    "qwen_math": "rewards.compose",
+    "repetition": "rewards.shaping",
+    "routing": "rewards.routing",
+}
 _registered: dict[str, RewardFn] = {}
 _factories: dict[str, _Factory] = {}
 
@@ -96,23 +106,34 @@ def _check_free(name: str, fn: Callable[..., Any]) -> None:
 
 
 def get_reward(spec: str, parameters: Mapping[str, Any] | None = None) -> RewardFn:
-    """A registered reward, `verifier:NAME`, `routing:FILE`, or the function at `package.module:function`.
+    """A registered reward, `verifier:NAME`, `routing:FILE`, `judge:FILE`, or the function at `package.module:function`.
 
-    parameters: of a registered factory (or one at `package.module:function`); with `verifier:NAME` values for columns
-    that a row does not have. Raises ValueError with the nearest known name for anything else, and for unknown, missing
-    or bad parameters.
+    parameters: of a registered factory (or one at `package.module:function`); with `judge:FILE` they come before those
+    in the file, with `verifier:NAME` they are values for columns that a row does not have. Raises ValueError with the
+    nearest known name for anything else, and for unknown, missing or bad parameters.
     """
     given = dict(parameters or {})
     if spec.startswith(VERIFIER_PREFIX):
         return from_verifier(spec.removeprefix(VERIFIER_PREFIX), given)
     if spec.startswith(ROUTING_PREFIX):
         return get_reward("routing", {"path": spec.removeprefix(ROUTING_PREFIX), **given})
+    if spec.startswith(JUDGE_PREFIX):
+        return _judge(spec, given)
     found = _find(spec)
     if isinstance(found, _Factory):
         return _make(spec, found, given)
     if given:
         raise ValueError(f"the reward {spec!r} has no parameters, got {', '.join(map(str, given))}")
     return found
+
+
+def _judge(spec: str, given: dict[str, Any]) -> RewardFn:
+    from rewards.judge.settings import read_settings
+
+    path = spec.removeprefix(JUDGE_PREFIX)
+    fn = get_reward("judge", {**read_settings(path), **given})
+    fn.__name__ = fn.__qualname__ = PurePath(path).stem  # several judges are told apart by their files
+    return fn
 
 
 def _find(spec: str) -> RewardFn | _Factory:
@@ -162,7 +183,8 @@ def reward_info(spec: str) -> RewardInfo:
     if spec.startswith(VERIFIER_PREFIX):
         info = verifier_info(spec.removeprefix(VERIFIER_PREFIX))
         return RewardInfo(spec, get_reward(spec), info.columns, info.summary, info.optional)
-    found = _find("routing" if spec.startswith(ROUTING_PREFIX) else spec)
+    with_file = spec.startswith((ROUTING_PREFIX, JUDGE_PREFIX))
+    found = _find(spec.partition(":")[0] if with_file else spec)
     if isinstance(found, _Factory):
         summary, parameters = first_docstring_line(found.make), tuple(inspect.signature(found.make).parameters)
         return RewardInfo(spec, found.make, found.columns, summary, found.optional, parameters)

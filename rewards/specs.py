@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NewType
 
 from rewards.from_verifier import RewardFn
-from rewards.registry import ROUTING_PREFIX, get_reward
+from rewards.registry import JUDGE_PREFIX, ROUTING_PREFIX, VERIFIER_PREFIX, get_reward
 
 # An entry as it stands in YAML: text, or a mapping. The fields of recipes carry this type.
 RewardEntry = NewType("RewardEntry", object)
@@ -39,10 +39,16 @@ class RewardSpec:
         """Equal for entries that make the same reward, whatever their weights."""
         return json.dumps([self.name, self.parameters], sort_keys=True, default=str)
 
+    @property
+    def verifier(self) -> str:
+        """The verifier's name, "" for another reward."""
+        return self.name.removeprefix(VERIFIER_PREFIX) if self.name.startswith(VERIFIER_PREFIX) else ""
+
     def identity(self) -> list[Any]:
-        """What an artifact made with this reward depends on: the entry and, with routing, the file's text."""
-        path = Path(str(self.parameters.get("path", ""))) if self.name == "routing" else None
-        return [self.key, self.weight, path.read_text() if path and path.is_file() else ""]
+        """What an artifact made with this reward depends on: the entry, and the text of the file that it names."""
+        path = self.name.partition(":")[2] if self.name.startswith(JUDGE_PREFIX) else self.parameters.get("path", "")
+        is_file = self.name.startswith((JUDGE_PREFIX, "routing")) and Path(str(path)).is_file()
+        return [self.key, self.weight, Path(str(path)).read_text() if is_file else ""]
 
 
 def read_spec(entry: object) -> RewardSpec:
@@ -91,3 +97,18 @@ def read_specs(entries: Sequence[object], weights: Sequence[float] = ()) -> list
     if both is not None:
         raise ValueError(f"{both['name']!r} has a weight of its own, and there is a list of weights; leave out one")
     return [RewardSpec(spec.name, spec.parameters, float(weight)) for spec, weight in zip(specs, weights)]
+
+
+def nested_specs(spec: RewardSpec) -> list[RewardSpec]:
+    """The entry and the entries in its parameters: mappings with a name, and verifiers.
+
+    >>> [part.name for part in nested_specs(read_spec({"name": "qwen_math", "verifier_reward": "verifier:math"}))]
+    ['qwen_math', 'verifier:math']
+    """
+    found = [spec]
+    for value in spec.parameters.values():
+        if isinstance(value, Mapping) and isinstance(value.get("name"), str):
+            found += nested_specs(read_spec(value))
+        elif isinstance(value, str) and value.startswith(VERIFIER_PREFIX):
+            found.append(read_spec(value))
+    return found
