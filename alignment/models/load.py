@@ -70,6 +70,12 @@ def load_policy(config: ModelConfig) -> tuple[Policy, PreTrainedTokenizerBase]:
     embeddings grow by the tokens that brings. Raises UserError when tokenizer and model do not belong together."""
     tokenizer = load_tokenizer(config.model_name_or_path or "")
     model = load_model(config)
+    fit_embeddings(model, tokenizer)
+    return Policy(model), tokenizer
+
+
+def fit_embeddings(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """See load_policy."""
     rows = cast(nn.Embedding, model.get_input_embeddings()).num_embeddings
     if len(tokenizer) > rows:
         raise UserError(
@@ -78,7 +84,6 @@ def load_policy(config: ModelConfig) -> tuple[Policy, PreTrainedTokenizerBase]:
     ensure_chat_template(tokenizer)
     if len(tokenizer) > rows:
         model.resize_token_embeddings(len(tokenizer))
-    return Policy(model), tokenizer
 
 
 def switch_dropout_off(policy: nn.Module) -> None:

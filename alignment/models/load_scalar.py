@@ -1,32 +1,27 @@
-"""Loading reward and value models: sequence-classification checkpoints with one label, or a language model's backbone
-with a fresh head.
-
-Transformers' own head is one linear layer without bias. A head of two layers (Qwen2.5-Math) is kept as
-`score_layers: 2` in the model's config; only this loader builds it again.
+"""Loading reward and value models: sequence-classification checkpoints with one label, or fresh heads on language
+models.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from typing import Literal, cast
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, cast
 
 import torch
-from peft import PeftModel, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, load_peft_weights
 from torch import nn
-from transformers import (
-    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
-from alignment.chat.template import ensure_chat_template
 from alignment.errors import UserError
-from alignment.models.load import load_config, load_tokenizer
+from alignment.models.load import fit_embeddings, load_config, load_tokenizer
 from alignment.models.policy import Policy
 from alignment.models.scalar import ScalarModel
+from alignment.models.two_layer import TwoLayerRewardModel
 
 At = Literal["token", "state"]
 
@@ -34,98 +29,166 @@ At = Literal["token", "state"]
 def load_scalar(
     config: ModelConfig, at: At = "token", head_layers: int = 1, seed: int = 0
 ) -> tuple[ScalarModel, PreTrainedTokenizerBase]:
-    """Model and tokenizer of `config.model_name_or_path`. A checkpoint that has a head brings it, head_layers then
-    being its own; any other gets a fresh small one of `head_layers` layers, made from `seed`.
+    """A reward model (`at="token"`) or value model (`at="state"`) and its tokenizer.
 
-    Raises UserError for missing files, a head with more than one label, and a tokenizer of another model.
+    A sequence-classification checkpoint brings its head, and so does a folder of adapters of one, which are merged; a
+    causal language model gets a fresh one of `head_layers` (1 or 2) linear layers, small and drawn from `seed`. LoRA as
+    in load_policy, with the head trained and saved beside the adapters.
+    Raises UserError for a missing checkpoint, more labels than one, and weights that are missing or do not fit.
     """
-    name = config.model_name_or_path
-    if not name:
+    if not config.model_name_or_path:
         raise UserError("model_name_or_path is missing: a hub name or a folder with a transformers checkpoint")
-    settings, tokenizer = load_config(name), load_tokenizer(name)
-    has_head = any("SequenceClassification" in kind for kind in settings.architectures or [])
-    if has_head and settings.num_labels != 1:
-        raise UserError(f"model_name_or_path: the head of {name} has {settings.num_labels} labels, not 1")
-    layers = getattr(settings, "score_layers", 1) if has_head else head_layers
-    if not has_head:
-        logging.set_verbosity_error()  # its report would warn of the missing head
-    model = _load(config, settings, layers)
-    if not has_head:
-        logging.set_verbosity_warning()
-        _start_head(model, seed)
-    rows = cast(nn.Embedding, model.get_input_embeddings()).num_embeddings
-    if len(tokenizer) > rows:
-        raise UserError(f"the tokenizer of {name} has {len(tokenizer)} tokens but its model embeds only {rows}")
-    ensure_chat_template(tokenizer)
-    if len(tokenizer) > rows:
-        model.resize_token_embeddings(len(tokenizer))
-    model.config.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    peft_config = get_peft_config(config)
-    if peft_config is None:
-        return ScalarModel(model, at), tokenizer
-    peft_config.task_type = "SEQ_CLS"  # keeps the head trained and saved beside the adapters
-    return ScalarModel(cast(PeftModel, get_peft_model(model, peft_config)), at), tokenizer
+    if head_layers not in (1, 2):
+        raise UserError(f"head_layers: {head_layers} is not valid, it has to be 1 or 2")
+    tokenizer = load_tokenizer(config.model_name_or_path)
+    model = load_scalar_model(config, head_layers, seed)
+    fit_embeddings(model, tokenizer)
+    _set_pad_token(model.config, tokenizer)
+    return ScalarModel(_with_adapters(model, get_peft_config(config)), at), tokenizer
 
 
-def scalar_from_policy(policy: Policy, shared: bool, at: At = "state", seed: int = 0) -> ScalarModel:
-    """A fresh head on the policy's backbone: the very same modules (`shared`) or a copy of them."""
-    base = policy.base
-    settings = copy.deepcopy(base.config)
-    settings.num_labels = 1
-    with torch.device("meta"):
-        model = _class_of(settings, 1)(settings)
-    setattr(model, model.base_model_prefix, base.base_model if shared else copy.deepcopy(base.base_model))
-    _start_head(model, seed)
-    model.to(device=policy.device)  # type: ignore[call-arg]
-    return ScalarModel(model, at)
-
-
-def _load(config: ModelConfig, settings: PreTrainedConfig, layers: int) -> PreTrainedModel:
-    name = config.model_name_or_path
-    dtype = config.dtype if config.dtype in ("auto", None) else getattr(torch, config.dtype)
-    settings.num_labels = 1
-    try:
-        return _class_of(settings, layers).from_pretrained(
-            name,
-            config=settings,
-            revision=config.model_revision,
-            dtype=dtype or "auto",
-            quantization_config=get_quantization_config(config),
-        )
-    except (OSError, ValueError) as error:
+def load_scalar_model(config: ModelConfig, head_layers: int, seed: int) -> PreTrainedModel:
+    """The transformers model alone; see load_scalar."""
+    path = config.model_name_or_path
+    assert path is not None
+    if (Path(path) / "adapter_config.json").is_file():
+        return _load_adapters(config, seed)
+    own = load_config(path)
+    kind = _head_of(own)
+    if kind == "two layers" or (kind == "none" and head_layers == 2):
+        model_class: Any = TwoLayerRewardModel
+    else:
+        model_class = AutoModelForSequenceClassification
+    if kind == "linear" and head_layers == 2:
+        raise UserError(f"head_layers: {path} has a linear head already; set head_layers: 1 or start from a base model")
+    if kind == "linear" and own.num_labels != 1:
         raise UserError(
-            f"model_name_or_path: {name} could not be loaded as a reward or value model: {error}"
+            f"model_name_or_path: {path} classifies into {own.num_labels} labels; a reward or value model has one"
+        )
+    own.num_labels = 1
+    model, problems = _read(model_class, config, own)
+    missing = {name for name in problems["missing_keys"] if kind != "none" or not name.startswith("score.")}
+    if missing:
+        raise UserError(f"model_name_or_path: {path} lacks weights, among them {min(missing)}: it is no whole model")
+    if kind == "none":
+        init_head(model, seed)
+    return model
+
+
+def init_head(model: nn.Module, seed: int) -> None:
+    """A fresh head, the same for the same seed. Its last layer has standard deviation 1/(H + 1), so that behind a
+    normalised hidden state of width H the numbers are about 1/sqrt(H): ours; transformers' 0.02 would start the reward
+    of a wide model far from zero."""
+    generator = torch.Generator().manual_seed(seed)
+    head = cast(nn.Module, model.score)
+    layers = [module for module in head.modules() if isinstance(module, nn.Linear)]
+    with torch.no_grad():
+        for layer in layers:
+            width = layer.in_features
+            deviation = 1 / (width + 1) if layer is layers[-1] else width**-0.5
+            drawn = torch.randn(layer.weight.shape, generator=generator) * deviation
+            layer.weight.copy_(drawn)
+            if layer.bias is not None:
+                layer.bias.zero_()
+
+
+def scalar_from_policy(
+    policy: Policy, shared: bool, at: At = "state", head_layers: int = 1, seed: int = 0
+) -> ScalarModel:
+    """A scalar model with a fresh head on a policy's backbone: the policy's own modules when `shared`, else a copy.
+
+    A copy of a policy with LoRA adapters has them merged and gets new ones of the same shape. Raises UserError for
+    adapters on a shared backbone, which could be saved with neither model.
+    """
+    adapters = next(iter(policy.model.peft_config.values())) if isinstance(policy.model, PeftModel) else None
+    if shared and adapters is not None:
+        raise UserError(
+            "a value head on the policy's backbone does not go with LoRA: give the value model a backbone of its own, "
+            "or train without use_peft"
+        )
+    source = policy.base if shared else _copy_of(policy)
+    config = type(source.config).from_dict(source.config.to_dict())  # without the state of the running model
+    config.num_labels = 1
+    with torch.device("meta"), _quiet():
+        if head_layers == 2:
+            model: PreTrainedModel = TwoLayerRewardModel(config)
+        else:
+            model = AutoModelForSequenceClassification.from_config(config)
+    setattr(model, model.base_model_prefix, source.base_model)
+    cast(nn.Module, model.score).to_empty(device=source.device).to(source.dtype)
+    init_head(model, seed)
+    return ScalarModel(_with_adapters(model, copy.deepcopy(adapters)), at)
+
+
+def _copy_of(policy: Policy) -> PreTrainedModel:
+    model = copy.deepcopy(policy.model)
+    merged = model.merge_and_unload() if isinstance(model, PeftModel) else model  # type: ignore[operator]
+    return cast(PreTrainedModel, merged.requires_grad_(True))
+
+
+def _with_adapters(model: PreTrainedModel, config: PeftConfig | None) -> PreTrainedModel | PeftModel:
+    if config is None:
+        return model
+    # trains and saves the head, too; a policy's adapters may come with its own head
+    config.task_type = "SEQ_CLS"  # type: ignore[assignment]
+    if isinstance(config, LoraConfig) and config.modules_to_save:
+        config.modules_to_save = [name for name in config.modules_to_save if name not in ("lm_head", "score")]
+    adapted = get_peft_model(model, config)
+    assert isinstance(adapted, PeftModel)
+    return adapted
+
+
+def _load_adapters(config: ModelConfig, seed: int) -> PreTrainedModel:
+    """The base model that a folder of adapters names, with the adapters merged into it."""
+    path = cast(str, config.model_name_or_path)
+    base = copy.copy(config)
+    base.model_name_or_path = PeftConfig.from_pretrained(path).base_model_name_or_path
+    names = list(load_peft_weights(path, device="cpu"))
+    if not any(".score." in name for name in names):
+        raise UserError(f"model_name_or_path: the adapters in {path} have no head `score`, so they give no number")
+    two_layers = any(".score.2." in name for name in names)
+    model = load_scalar_model(base, 2 if two_layers else 1, seed)
+    return PeftModel.from_pretrained(model, path).merge_and_unload()
+
+
+def _head_of(config: PreTrainedConfig) -> Literal["none", "linear", "two layers"]:
+    """By the class that the checkpoint was saved from; Qwen2.5-Math-RM calls itself Qwen2ForRewardModel."""
+    name = next(iter(config.architectures or []), "")
+    if name.endswith("ForSequenceClassification"):
+        return "linear"
+    return "two layers" if name.endswith("RewardModel") else "none"
+
+
+def _read(model_class: Any, config: ModelConfig, own: PreTrainedConfig) -> tuple[PreTrainedModel, dict[str, Any]]:
+    dtype = config.dtype if config.dtype in ("auto", None) else getattr(torch, config.dtype)
+    try:
+        with _quiet():
+            return model_class.from_pretrained(
+                config.model_name_or_path,
+                config=own,
+                revision=config.model_revision,
+                dtype=dtype or "auto",
+                quantization_config=get_quantization_config(config),
+                output_loading_info=True,
+            )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"model_name_or_path: {config.model_name_or_path} could not be loaded as a reward or value model: {error}"
         ) from error
 
 
-def _class_of(settings: PreTrainedConfig, layers: int) -> type[PreTrainedModel]:
-    """Transformers' class for the architecture, with a head of `layers`."""
+def _set_pad_token(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Other programs read the reward at the last token that is not padding, so padding must not be the end token."""
+    pad = tokenizer.pad_token_id
+    config.get_text_config().pad_token_id = None if pad == tokenizer.eos_token_id else pad
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' report of missing and unused weights: what is missing is checked here."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
     try:
-        plain = cast(type[PreTrainedModel], MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(settings)])
-    except KeyError as error:
-        raise UserError(f"{settings.model_type} models have no sequence classification in transformers") from error
-    if layers == 1:
-        return plain
-    if layers != 2:
-        raise UserError(f"head_layers: {layers} is not valid, a head has 1 or 2 layers")
-
-    class TwoLayers(plain):  # type: ignore[misc, valid-type]
-        def __init__(self, config: PreTrainedConfig):
-            super().__init__(config)
-            width = config.hidden_size
-            self.score = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 1, bias=False))
-            config.score_layers = 2
-
-    TwoLayers.__name__ = TwoLayers.__qualname__ = plain.__name__
-    return TwoLayers
-
-
-def _start_head(model: PreTrainedModel, seed: int) -> None:
-    """Small weights, so that the first rewards are near 0; the same for the same seed in every process."""
-    random = torch.Generator().manual_seed(seed)
-    for layer in cast(nn.Module, model.score).modules():
-        if isinstance(layer, nn.Linear):
-            weight = torch.randn(layer.weight.shape, generator=random) / (layer.in_features + 1)
-            layer.weight = nn.Parameter(weight.to(model.dtype))
-            if layer.bias is not None:
-                layer.bias = nn.Parameter(torch.zeros(layer.out_features, dtype=model.dtype))
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
