@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     prompts = load_prompts(rollouts, tokenizer)
     sampling = make_sampling(rollouts, tokenizer, train.seed)
     engine = TransformersEngine(policy.model, tokenizer, max_rows=rollouts.max_rows_in_flight)
-    score, pretraining = make_score(rollouts), load_pretraining(recipe, tokenizer)
+    score, pretraining = make_score(rollouts, prompts), load_pretraining(recipe, tokenizer)
     evaluation = make_evaluation(rollouts, tokenizer, engine, sampling)
     budget = train.max_tokens_per_micro_batch
     algorithm = Ppo(actor_critic, engine, prompts, score, ppo, sampling, reference, pretraining, budget)

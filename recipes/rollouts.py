@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -14,6 +15,7 @@ from alignment.trainer import Evaluation
 from alignment.types import Engine, Prompt, Sampling
 from recipes.common import sample_pass_rate
 from rewards import RewardRunner
+from rewards.routing import TASK, Router, check_tasks
 from rewards.specs import RewardEntry, RewardSpec, read_specs
 
 
@@ -64,15 +66,29 @@ class RolloutRecipe:
 
 
 def load_prompts(recipe: RolloutRecipe, tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
+    """Raises UserError also for rows that a routing file among the rewards could not score."""
     rows = load_rows(recipe.dataset, recipe.dataset_split or None, recipe.max_rows or None)
+    _check_tasks(recipe.specs(), rows, recipe.dataset)
     return build_prompts(rows, tokenizer, max_prompt_length=recipe.max_prompt_length, source=recipe.dataset)
 
 
-def make_score(recipe: RolloutRecipe, specs: Sequence[RewardSpec] | None = None) -> RewardRunner:
-    """The weighted sum of the recipe's rewards. Raises UserError for an unknown one."""
+def _check_tasks(specs: Sequence[RewardSpec], rows: Sequence[Mapping[str, Any]], source: str) -> None:
+    try:
+        check_tasks(specs, rows, source)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def make_score(
+    recipe: RolloutRecipe, prompts: Sequence[Prompt] = (), specs: Sequence[RewardSpec] | None = None
+) -> RewardRunner:
+    """The weighted sum of the recipe's rewards. With routing the rewards of the prompts' tasks are made at once, those
+    of others when first needed. Raises UserError for a reward that cannot be made."""
     try:
         named = [(spec.name, spec.build(), spec.weight) for spec in specs or recipe.specs()]
-    except ValueError as error:
+        for router in [fn for _, fn, _ in named if isinstance(fn, Router)]:
+            router.prepare(str(prompt.row.get(TASK)) for prompt in prompts)
+    except (ValueError, ImportError) as error:
         raise UserError(f"rewards: {error}") from error
     return RewardRunner(named, timeout_s=recipe.reward_timeout_s)
 
@@ -80,11 +96,14 @@ def make_score(recipe: RolloutRecipe, specs: Sequence[RewardSpec] | None = None)
 def make_evaluation(
     recipe: RolloutRecipe, tokenizer: PreTrainedTokenizerBase, engine: Engine, sampling: Sampling
 ) -> Evaluation | None:
-    """Held-out pass rate by `eval_reward`, or by the first reward."""
+    """Held-out pass rate by `eval_reward` (one of the rewards, or another name), or by the first reward."""
     if not recipe.eval_dataset:
         return None
     rows = load_rows(recipe.eval_dataset, recipe.eval_split or None)
     source = recipe.eval_dataset
+    specs = [spec for spec in recipe.specs() if recipe.eval_reward in ("", spec.name)][:1]
+    specs = specs or read_specs([recipe.eval_reward])
+    _check_tasks(specs, rows, source)
     heldout = build_prompts(rows, tokenizer, max_prompt_length=recipe.max_prompt_length, source=source)
-    judge = make_score(recipe, read_specs([recipe.eval_reward]) if recipe.eval_reward else recipe.specs()[:1])
+    judge = make_score(recipe, heldout, specs)
     return Evaluation(lambda: sample_pass_rate(engine, heldout, recipe.eval_samples, sampling, judge), "pass_rate")

@@ -11,13 +11,12 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 from rewards.registry import ROUTING_PREFIX
-from rewards.routing import TASK, read_tasks
+from rewards.routing import TASK, read_tasks, unknown_task
 from rewards.specs import RewardSpec, nested_specs
 from verifiers import Verdict, verify
 from verifiers.registry import (
     NoAnswerKeyError,
     answer_key,
-    did_you_mean,
     gold_response,
     register_verifier,
     verifier_info,
@@ -41,8 +40,7 @@ def register_routed_verifier(name: str) -> None:
     def of_row(row: Mapping[str, Any]) -> Sequence[RewardSpec]:
         task = str(row[TASK])
         if task not in parts:
-            hint = did_you_mean(task, parts) or "."
-            raise ValueError(f"unknown task {task!r}{hint} Tasks of {path}: {', '.join(parts)}")
+            raise ValueError(f"{path}: {unknown_task(task, parts)}")
         if not parts[task]:
             raise ValueError(f"task {task!r} has no verifier among its rewards, so it has no pass rate")
         return parts[task]

@@ -27,7 +27,7 @@ from rewards.completions import Completion
 from rewards.from_verifier import RewardFn
 from rewards.registry import register_reward_factory
 from rewards.specs import RewardSpec, nested_specs, read_specs
-from verifiers.registry import did_you_mean, verifier_info
+from verifiers.registry import did_you_mean, list_verifiers, verifier_info
 
 log = logging.getLogger("rewards")
 TASK = "task"
@@ -70,6 +70,39 @@ def read_tasks(path: str | Path) -> dict[str, list[RewardSpec]]:
     return specs
 
 
+def unknown_task(task: str, known: Iterable[str]) -> str:
+    return f"unknown task {task!r}{did_you_mean(task, known) or '.'} The file has {', '.join(known)}"
+
+
+def check_tasks(specs: Sequence[RewardSpec], rows: Iterable[Mapping[str, Any]], source: str) -> None:
+    """Refuses a data set that the routing files among the entries could not score: a row without a task, with one that
+    the file does not have, or without a column that one of its verifiers needs.
+
+    Makes no reward. Raises ValueError naming the source, the row (from 1), the task and the routing file.
+    """
+    for path in [spec.parameters.get("path", "") for spec in specs if spec.name == "routing"]:
+        needed = {task: _needed(entries) for task, entries in read_tasks(path).items()}
+        for number, row in enumerate(rows, 1):
+            place, task = f"{source}, row {number}", str(row.get(TASK))
+            if row.get(TASK) is None:
+                raise ValueError(f"{place}: no column {TASK!r}, by which {path} routes")
+            if task not in needed:
+                raise ValueError(f"{place}: {path}: {unknown_task(task, needed)}")
+            for name, column in needed[task]:
+                if row.get(column) is None:
+                    raise ValueError(f"{place}: no column {column!r}, which {name} of task {task!r} needs ({path})")
+
+
+def _needed(entries: Sequence[RewardSpec]) -> list[tuple[str, str]]:
+    """(entry, column) for every column that a task's verifiers cannot do without."""
+    found = []
+    for spec in (part for entry in entries for part in nested_specs(entry)):
+        if spec.verifier in list_verifiers():
+            columns = verifier_info(spec.verifier).columns
+            found += [(spec.name, column) for column in columns if column not in spec.parameters]
+    return found
+
+
 class Router:
     """The reward of a routing file: for each completion the weighted sum of its task's rewards.
 
@@ -101,43 +134,18 @@ class Router:
             self._report(columns["log_metric"], tasks, rewards, terms)
         return rewards
 
-    def check(self, rows: Iterable[Mapping[str, Any]], source: str) -> None:
-        """Refuses a data set that could not be scored: rows without a task, with one that the file does not have, whose
-        reward cannot be made, or without a column that one of their verifiers needs. Raises ValueError naming the row
-        (from 1), the task and the file."""
-        first_row: dict[str, int] = {}
-        for number, row in enumerate(rows, 1):
-            place, task = f"{source}, row {number}", row.get(TASK)
-            if task is None:
-                raise ValueError(f"{place}: no column {TASK!r}, by which {self.path} routes")
-            if str(task) not in self.tasks:
-                raise ValueError(f"{place}: {self._unknown(str(task))}")
-            if task not in first_row:
-                first_row[task] = number
-                for spec in self.tasks[task]:
-                    self._make(spec, f"{place}: {self.path}, task {task!r}")
-            for name, column in self._needed(task):
-                if row.get(column) is None:
-                    raise ValueError(f"{place}: no column {column!r}, which {name} of task {task!r} needs")
-
-    def _needed(self, task: str) -> list[tuple[str, str]]:
-        """(verifier, column) for every column that the verifiers of a task cannot do without."""
-        found = []
-        for spec in (part for entry in self.tasks[task] for part in nested_specs(entry)):
-            if spec.verifier:
-                columns = verifier_info(spec.verifier).columns
-                found += [(spec.name, column) for column in columns if column not in spec.parameters]
-        return found
+    def prepare(self, tasks: Iterable[str]) -> None:
+        """Make the rewards of these tasks now. Raises ValueError, naming file and task, when one cannot be made."""
+        for task in sorted(set(tasks) & self.tasks.keys()):
+            for spec in self.tasks[task]:
+                self._make(spec, f"{self.path}, task {task!r}")
 
     def _specs(self, task: str) -> Sequence[RewardSpec]:
         if task not in self.tasks:
-            self._warn(f"unknown {task}", f"{self._unknown(task)}; these completions are unscored")
+            text = f"{unknown_task(task, self.tasks)}; these completions are unscored"
+            self._warn(f"unknown {task}", text)
             return ()
         return self.tasks[task]
-
-    def _unknown(self, task: str) -> str:
-        hint = did_you_mean(task, self.tasks) or "."
-        return f"unknown task {task!r}{hint} Tasks of {self.path}: {', '.join(self.tasks)}"
 
     def _make(self, spec: RewardSpec, place: str) -> RewardFn:
         if spec.key not in self._made:
