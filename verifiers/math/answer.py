@@ -9,10 +9,12 @@ from verifiers.math.atoms import Node, based
 from verifiers.math.exact import symbols
 from verifiers.math.parser import parse
 from verifiers.math.tokens import MathSyntaxError, strip_typography
-from verifiers.math.words import FUNCTIONS, GREEK, MULTIPLIERS, NO_SOLUTION, UNIT_ALIASES
+from verifiers.math.words import ALL_REALS, FUNCTIONS, GREEK, MULTIPLIERS, NO_SOLUTION, UNIT_ALIASES, WORD_ALIASES
 
 _WORDS = re.compile(r"[A-Za-z'\-\s.,()/\x01\x02]+")
 _LETTERS = re.compile(r"\(?[a-z]\)?(?:(?: ?, ?| and |, and )\(?[a-z]\)?)+")
+# "(B) 12": the label of an option in front of its content. "(B) - 1" is an expression.
+_OPTION = re.compile(r"(?:\x01\(([A-E])\)\s*\x02|\(([A-E])\)(?=\s+[^-+*/^=]))\s*([^\s,;].*)")
 _NUMERAL = re.compile(r"([0-9A-Za-z]{2,})\s*_\s*\{?\s*(\d{1,2})\s*\}?")
 _RELATION_FLIPPED = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "=": "=", "!=": "!="}
 
@@ -21,7 +23,8 @@ _RELATION_FLIPPED = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "=": "=", "!=":
 class Answer:
     """value: a tree (see `parser`), or ("text", words). name: what the value was said to be of ("x", "f(x)").
     also: further members of an equality chain, which must equal the value. near: the decimal after an approximation
-    sign. unit: None when none was written. bound: (k, "Z") for values given for all integers k."""
+    sign. unit: None when none was written. bound: (k, "Z") for values given for all integers k. option: the letter
+    before the value in "(B) 12"."""
 
     value: Node
     name: str | None = None
@@ -30,6 +33,7 @@ class Answer:
     also: tuple[Node, ...] = ()
     near: Node | None = None
     bound: tuple[str, str] | None = None
+    option: str | None = None
 
 
 def read_answer(text: str) -> Answer:
@@ -40,10 +44,15 @@ def read_answer(text: str) -> Answer:
     numeral = _NUMERAL.fullmatch(re.sub(r"[\x01\x02() ]", "", plain))
     if numeral and (numeral[1][0].isdigit() or len(numeral[1]) > 1):
         return Answer(based(numeral[1], numeral[2]))
+    option = _OPTION.fullmatch(plain)
+    if option:
+        return replace(_unlabelled(option[3].strip()), option=(option[1] or option[2]).lower())
+    return _unlabelled(plain)
+
+
+def _unlabelled(plain: str) -> Answer:
     words = as_words(plain)
-    if words is not None:
-        return _worded(words)
-    return canonical(parse(plain))
+    return canonical(parse(plain)) if words is None else _worded(words)
 
 
 def as_words(plain: str) -> str | None:
@@ -63,9 +72,11 @@ def _worded(words: str) -> Answer:
     """Words that stand for mathematics: "no solution" is the empty set, "A and C" two options."""
     if NO_SOLUTION.fullmatch(words):
         return Answer(("set", []))
+    if ALL_REALS.fullmatch(words):
+        return Answer(("numset", "R"))
     if _LETTERS.fullmatch(words):
         return Answer(("list", [("text", letter) for letter in re.findall(r"(?<![a-z])[a-z](?![a-z])", words)]))
-    return Answer(("text", words))
+    return Answer(("text", WORD_ALIASES.get(words, words)))
 
 
 def normalise_words(text: str) -> str:
@@ -80,6 +91,8 @@ def canonical(node: Node) -> Answer:
     node = _plus_minus(node)
     if node[0] == "list":
         return _canonical_items(node[1])
+    if node[0] == "either":
+        return _canonical_alternatives(node[1])
     if node[0] == "approx":
         return replace(canonical(node[1]), near=node[2])
     if node[0] == "in":
@@ -104,11 +117,22 @@ def _canonical_items(items: list[Node]) -> Answer:
         return replace(canonical(rest[0] if len(rest) == 1 else ("list", rest)), bound=bound)
     answers = [canonical(item) for item in items]
     if all(_is_inequality(item) for item in items):
-        return _canonical_union(answers)
-    if all(answer.value[0] == "minus" for answer in answers) and len({answer.name for answer in answers}) == 1:
-        excluded = [value for answer in answers for value in answer.value[2][1]]
-        return Answer(("minus", ("numset", "R"), ("set", excluded)), name=answers[0].name)
+        return _canonical_ranges(answers, "both")
     return _canonical_list(answers)
+
+
+def _canonical_alternatives(items: list[Node]) -> Answer:
+    """`x = 1 or x = 2`, `x = 0 or x > 3`."""
+    answers = [canonical(item) for item in items]
+    if len({answer.name for answer in answers}) > 1:
+        raise MathSyntaxError("alternatives about different things")
+    if not any(_is_inequality(item) for item in items):
+        return _canonical_list(answers)
+    ranges = [
+        answer if _is_inequality(item) else replace(answer, value=("set", [answer.value]))
+        for item, answer in zip(items, answers)
+    ]
+    return _canonical_ranges(ranges, "union")
 
 
 def _is_integer_condition(item: Node, items: list[Node]) -> bool:
@@ -130,14 +154,14 @@ def _canonical_list(items: list[Answer]) -> Answer:
 
 
 def _is_inequality(node: Node) -> bool:
-    return node[0] == "rel" and "=" not in node[2] and "!=" not in node[2]
+    return node[0] == "rel" and "=" not in node[2]
 
 
-def _canonical_union(items: list[Answer]) -> Answer:
-    """`x < -1 or x > 1`."""
+def _canonical_ranges(items: list[Answer], kind: str) -> Answer:
+    """The "union" of `x < -1 or x > 1`, what "both" of `x > 1, x != 3` leave."""
     if len({item.name for item in items}) != 1 or any(item.value[0] == "rel" for item in items):
         raise MathSyntaxError("inequalities that are not about one variable")
-    return Answer(("union", [item.value for item in items]), name=items[0].name)
+    return Answer((kind, [item.value for item in items]), name=items[0].name)
 
 
 def _canonical_relation(node: Node) -> Answer:
@@ -229,7 +253,7 @@ def interval(opening: str, low: Node, high: Node, closing: str) -> Node:
 
 def _plus_minus(node: Node) -> Node:
     """Each item with a ± as both its values: all upper signs, then all lower signs."""
-    items = node[1] if node[0] == "list" else [node]
+    items = node[1] if node[0] in ("list", "either") else [node]
     if not any(_has_sign(item) for item in items):
         return node
     both = [[_choose(item, True), _choose(item, False)] if _has_sign(item) else [item] for item in items]

@@ -29,6 +29,7 @@ class AtomParser:
         self.at = 0
         self.depth = 0
         self.in_bars = False
+        self.joined_by_or = False
 
     # -- tokens ---------------------------------------------------------------------------------------------------
     def peek(self, ahead: int = 0) -> Token | None:
@@ -49,6 +50,9 @@ class AtomParser:
 
     # -- what Parser adds ------------------------------------------------------------------------------------------
     def items(self) -> list[Node]:
+        raise NotImplementedError
+
+    def joined(self, items: list[Node]) -> Node:
         raise NotImplementedError
 
     def sum(self) -> Node:
@@ -202,7 +206,7 @@ class AtomParser:
             if len(items) == 1 and items[0][0] == "sym" and (self.take("cmd", "mid") or self.take("op", "|")):
                 items = self.items()  # { x | condition }: the condition says it all
                 self.expect("cmd", "}")
-                return items[0] if len(items) == 1 else ("list", items)
+                return self.joined(items)
             self.expect("cmd", "}")
             return ("set", items)
         if name in ("emptyset", "varnothing"):

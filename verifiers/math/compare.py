@@ -10,6 +10,7 @@ from verifiers.math.answer import Answer, letters_as_units, normalise_words, spl
 from verifiers.math.atoms import Node
 from verifiers.math.exact import exact, symbols
 from verifiers.math.normal_form import same_expression, same_relation
+from verifiers.math.real_sets import same_real_set
 from verifiers.math.words import UNIT_ALIASES
 from verifiers.worker import Worker
 
@@ -17,8 +18,9 @@ CALL_TIMEOUT_S = 5.0
 MAX_ITEMS = 64
 _KNOWN_UNITS = frozenset(UNIT_ALIASES.values())
 STRUCTURES = frozenset(
-    ["list", "set", "tuple", "interval", "union", "minus", "numset", "matrix", "named", "text", "ratio", "rel", "in"]
-)
+    ["list", "set", "tuple", "interval", "union", "both", "minus", "numset", "matrix", "named", "text", "ratio", "rel",
+     "in"]
+)  # fmt: skip
 _worker = Worker("verifiers.math.symbolic:answer_request", CALL_TIMEOUT_S)
 
 
@@ -32,6 +34,8 @@ def ask(operation: str, gold: object, given: object) -> bool | str:
 def same_answer(gold: Answer, given: Answer) -> bool:
     """Names count only where both answers state one; units only where both state a known one; `50%` equals 50 as well
     as 1/2, because a percent sign is also a unit."""
+    if gold.option or given.option:
+        return _same_option(gold, given)
     if "rel" in (gold.value[0], given.value[0]):
         return same_value(_as_relation(gold), _as_relation(given))
     if gold.name and given.name and gold.name != given.name:
@@ -56,6 +60,16 @@ def same_answer(gold: Answer, given: Answer) -> bool:
     if gold.percent != given.percent:
         return same_value(_without_percent(gold), _without_percent(given))
     return gold.unit != given.unit and "degree" in (gold.unit, given.unit) and _same_angle(gold, given)
+
+
+def _same_option(gold: Answer, given: Answer) -> bool:
+    """The letter alone, the content alone, or both."""
+    if gold.option and given.option:
+        return gold.option == given.option and same_answer(replace(gold, option=None), replace(given, option=None))
+    labelled, other = (gold, given) if gold.option else (given, gold)
+    if _plain(other.value) == labelled.option:
+        return True
+    return same_answer(replace(gold, option=None), replace(given, option=None))
 
 
 def _without_percent(answer: Answer) -> Node:
@@ -110,8 +124,8 @@ def same_value(gold: Node, given: Node) -> bool:
         return _same_single(gold, given)
     if kinds == {"rel"}:
         return gold[2] == given[2] and _same_relation(gold, given)
-    if kinds & {"union", "minus", "numset"}:
-        return _is_set(gold) and _is_set(given) and ask("same_set", gold, given) is True
+    if kinds & {"union", "both", "minus", "numset"}:
+        return _is_set(gold) and _is_set(given) and _same_set(gold, given)
     if "ratio" in kinds:
         return _same_ratio(gold, given)
     if kinds & {"tuple", "interval", "matrix"}:
@@ -154,7 +168,13 @@ def _common_log(node: Any) -> Any:
 
 
 def _is_set(node: Node) -> bool:
-    return node[0] in ("interval", "union", "minus", "numset", "set") or (node[0] == "tuple" and len(node[1]) == 2)
+    kinds = ("interval", "union", "both", "minus", "numset", "set")
+    return node[0] in kinds or (node[0] == "tuple" and len(node[1]) == 2)
+
+
+def _same_set(gold: Node, given: Node) -> bool:
+    same = same_real_set(gold, given)
+    return ask("same_set", gold, given) is True if same is None else same
 
 
 def _same_ratio(gold: Node, given: Node) -> bool:

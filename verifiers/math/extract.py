@@ -28,6 +28,7 @@ _NUMBER = re.compile(
     r"[-+−]?(?:[$€£]\s*)?(?:(?:\d{1,3}(?:,\d{3})+(?![\d,]*\d)|\d+)(?:\.\d+)?|\.\d+)(?:\s*/\s*\d+)?(?:\s*%)?", re.ASCII
 )
 _SENTENCE_END = re.compile(r"\.(?=\s|$)|\n")
+_BOLD = re.compile(r"(?<![\w)}*])\*\*(?=[^\s*])([^*\n]+)(?<=[^\s*])\*\*(?![\w({*])")
 _WHOLE_MAX = 200
 _TAIL_MAX = 2000  # rules 3, 5 and 6 look no further back; bounds their regular expressions
 
@@ -44,7 +45,8 @@ def extract_answer(response: str) -> str | None:
     if hashes:
         return hashes[-1].strip() or None
     tail = text[-_TAIL_MAX:]
-    return _after_phrase(tail) or _whole(text) or _last_formula(tail) or _last_number(tail)
+    plain = _BOLD.sub(r"\1", tail)
+    return _after_phrase(tail) or _whole(text) or _last_formula(plain) or _last_number(plain)
 
 
 def _box_content(text: str, start: int) -> str | None:

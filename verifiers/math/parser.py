@@ -3,7 +3,8 @@ r"""Recursive descent over the tokens of an answer. The whole text must be read,
 The tree is made of tuples that survive JSON: ("num", "1.5"), ("sym", "x"), ("unit", "cm"), ("add"|"mul", [nodes]),
 ("neg"|"fact"|"pct", node), ("div"|"pow"|"pm"|"mp", a, b), ("call", name, [nodes]), ("base", digits, base), ("inf",),
 and the structures ("tuple"|"list"|"set"|"union"|"ratio", [nodes]), ("interval", "(", low, high, "]"), ("minus", a, b),
-("numset", "R"), ("matrix", [[nodes]]), ("rel", [nodes], [operators]), ("in", a, b).
+("numset", "R"), ("matrix", [[nodes]]), ("rel", [nodes], [operators]), ("in", a, b), ("approx", exact, decimal), and
+("either", [nodes]) for relations joined by "or".
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class Parser(AtomParser):
         items = self.items()
         if self.at != len(self.tokens):
             raise MathSyntaxError(f"cannot read on from {self.tokens[self.at].value!r}")
-        return items[0] if len(items) == 1 else ("list", items)
+        return self.joined(items)
 
     def items(self) -> list[Node]:
         items = [self.relation()]
@@ -37,10 +38,11 @@ class Parser(AtomParser):
         return items
 
     def separator(self) -> bool:
-        if self.take("op", ",", ";"):
-            self.take("word", "and", "or") or self.take("text", "and", "or")
+        comma = self.take("op", ",", ";")
+        if self.take("word", "or") or self.take("text", "or") or self.take("cmd", "vee", "lor"):
+            self.joined_by_or = True
             return True
-        return self.take("word", "and", "or") or self.take("text", "and", "or") or self.take("cmd", "vee", "lor")
+        return self.take("word", "and") or self.take("text", "and") or self.take("cmd", "wedge", "land") or comma
 
     def relation(self) -> Node:
         nodes, operators = [self.sets()], []
@@ -82,6 +84,12 @@ class Parser(AtomParser):
             nodes.append(self.sum())
         return nodes[0] if len(nodes) == 1 else ("ratio", nodes)
 
+    def joined(self, items: list[Node]) -> Node:
+        relations = all(item[0] == "rel" for item in items)
+        if len(items) == 1:
+            return items[0]
+        return ("either" if relations and self.joined_by_or else "list", items)
+
     # -- arithmetic -----------------------------------------------------------------------------------------------
     def sum(self) -> Node:
         self.depth += 1
@@ -115,7 +123,7 @@ class Parser(AtomParser):
 
     def term(self) -> Node:
         node = self.mixed_number() or self.power()
-        factors = [node]
+        factors = list(node[1]) if node[0] == "mul" else [node]
         while True:
             if self.take("op", "*") or self.take("cmd", "times", "cdot", "ast"):
                 factors.append(self.factor())

@@ -209,6 +209,10 @@ def as_set(node: Any) -> Set:
         return sympy.FiniteSet(*(expression(part) for part in node[1]))
     if kind == "union":
         return sympy.Union(*(as_set(part) for part in node[1]))
+    if kind == "both":
+        parts = [as_set(part) for part in node[1]]
+        common = sympy.Intersection(*parts)
+        return sympy.Union(*parts) if common.is_empty else common
     if kind == "minus":
         return as_set(node[1]) - as_set(node[2])
     if kind == "numset":

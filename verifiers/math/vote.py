@@ -19,7 +19,7 @@ from verifiers.math.extract import extract_answer
 from verifiers.math.tokens import MAX_LENGTH, MathSyntaxError, strip_typography
 from verifiers.worker import WorkerCrashError, WorkerTimeoutError
 
-_STRUCTURES = ("rel", "in", "union", "minus", "numset", "inf")
+_STRUCTURES = ("rel", "in", "union", "both", "minus", "numset", "inf")
 
 
 def math_answer(response: str, row: Mapping[str, Any]) -> Hashable | None:

@@ -13,6 +13,8 @@ def _words(text: str) -> frozenset[str]:
 NO_SOLUTION = re.compile(
     r"(?:there (?:is|are) )?no (?:real )?(?:solutions?|roots?)(?: exists?)?|(?:the )?(?:empty|null) set|none"
 )
+ALL_REALS = re.compile(r"(?:all|any|(?:the )?set of(?: all)?) real(?:s| numbers?)")
+WORD_ALIASES = {"dne": "does not exist"}
 FUNCTIONS = _words("""sin cos tan cot sec csc arcsin arccos arctan arccot sinh cosh tanh ln log exp abs floor ceil gcd
     lcm max min lg""")
 GREEK = _words("""alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi pi rho
@@ -44,7 +46,8 @@ BRACKETS = {"floor": ("lfloor", "rfloor"), "ceil": ("lceil", "rceil"), "abs": ("
 MATRICES = _words("matrix pmatrix bmatrix Bmatrix vmatrix array smallmatrix")
 # Commands that stand between values or close a group, so that no product goes on with them.
 NOT_ATOMS = _words("""} times cdot ast div pm mp cup cap setminus backslash in approx % degree rfloor rceil rvert vee
-    lor & mid rangle""")
+    lor & mid rangle
+    wedge land""")
 UNIT_ALIASES = {
     alias: name
     for name, aliases in {
