@@ -93,7 +93,7 @@ CASES = [
         "detectable_format:multiple_sections",
         {"section_spliter": "Section", "num_sections": 2},
         ["Section 1\na\n**Section 2** b"],
-        ["Section 1", "SECTION 1 SECTION 2", "SubSection 1\nSection 2", "Section one\nSection two"],
+        ["Section 1", "SECTION 1 SECTION 2", "Section 1\nSections 2", "Section one\nSection two"],
     ),
     ("detectable_format:json_format", {}, ['{"a": [1]}', "```\n[]\n```"], ["{a: 1}", "NaN", "Here: {}", "[" * 99999]),
     ("detectable_format:json_format", {}, ['```JSON\n{"a": 1}\n```', '```json {"a": 1}'], ["```python\n1\n```"]),

@@ -140,11 +140,10 @@ def _verdict(response: str, row: Mapping[str, Any], *, loose: bool) -> Verdict:
 
 def _follows_loosely(instruction: Instruction, answer: str) -> bool:
     """Whether one of the seven published variants of the answer follows the instruction."""
-    return any(form and not instruction.broken_by(form) for form in _loose_forms(answer))
+    return any(form.strip() and not instruction.broken_by(form) for form in _loose_forms(answer))
 
 
 def _loose_forms(answer: str) -> list[str]:
     lines = answer.split("\n")
     cut = ["\n".join(part).strip() for part in (lines[1:], lines[:-1], lines[1:-1])]
-    # Taking the asterisks out can leave white space alone, which is no answer.
-    return [*cut, *(form.replace("*", "").strip() for form in (answer, *cut))]
+    return [*cut, *(form.replace("*", "") for form in (answer, *cut))]

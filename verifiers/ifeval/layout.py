@@ -50,7 +50,7 @@ def number_highlighted_sections(text: str, num_highlights: int) -> str:
 @register_constraint("detectable_format:multiple_sections", {"section_spliter": text_value, "num_sections": count})
 def multiple_sections(text: str, section_spliter: str, num_sections: int) -> str:
     """At least so many headings of the form "Section 1", anywhere, in the case that is asked for."""
-    found = re.findall(rf"(?<!\w){re.escape(section_spliter)}\s?\d+", text)
+    found = re.findall(rf"{re.escape(section_spliter)}\s?\d+", text)
     return compare(len(found), "at least", num_sections, f"sections marked {section_spliter!r}")
 
 

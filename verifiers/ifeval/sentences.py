@@ -25,7 +25,7 @@ _OPENING = "\"'“‘«([{<*_`#—–-"
 _NAME = """
     mr mrs ms messrs mx dr prof rev fr hon pres gov sen rep gen col lt maj capt cpt sgt cmdr adm supt
     vs v viz cf eg ie e.g i.e approx ca"""
-_NUMBER = "no nos fig figs eq eqs sec ch chap vol vols pp p pg art nr op ver"
+_NUMBER = "no nos fig figs eq eqs sec ch chap vol vols pp pg art nr op ver"
 # These may also be a sentence's last word.
 _LAST = """
     etc al inc ltd co corp llc bros jr sr esq dept univ assn est st ste mt ave blvd rd ph.d b.sc m.sc
@@ -95,9 +95,9 @@ def _is_end(word: str, next_word: str, breaks_line: bool) -> bool:
     lower = word.lower()
     if lower in _BEFORE_NAME:
         return False
-    if lower in _BEFORE_NUMBER or (len(word) == 1 and word.islower()):  # "no. 5", "b. 1950"
+    if lower in _BEFORE_NUMBER:
         return not next_word[0].isdigit()
-    is_initial = len(word) == 1 and word.isupper()
-    if lower in _MAYBE_LAST or is_initial or _DOTTED.fullmatch(lower):
+    is_initial = len(word) == 1 and word.isalpha()
+    if is_initial or lower in _MAYBE_LAST or _DOTTED.fullmatch(lower):
         return breaks_line or (not next_word[0].islower() and next_word.lower() in _STARTERS)
     return True
