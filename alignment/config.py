@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+import torch
 import yaml
 from trl import TrlParser
 
@@ -34,7 +35,8 @@ class TrainConfig:
     adam_eps: float = 1e-8
     max_grad_norm: float = 1.0
     max_tokens_per_micro_batch: int = field(
-        default=16384, metadata={"help": "Tokens of one packed row. It sets memory, never the gradient."}
+        default=0,
+        metadata={"help": "Tokens of one packed row. It sets memory, never the gradient. 0: 16384, on a CPU 4096."},
     )
     bf16: bool = field(default=False, metadata={"help": "bfloat16 autocast; weights stay in their own type."})
     gradient_checkpointing: bool = False
@@ -63,7 +65,9 @@ class TrainConfig:
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         _require(self.keep_checkpoints >= 1, "keep_checkpoints", self.keep_checkpoints, "1 or more")
         budget = self.max_tokens_per_micro_batch
-        _require(budget >= 1, "max_tokens_per_micro_batch", budget, "1 or more")
+        _require(budget >= 0, "max_tokens_per_micro_batch", budget, "0 or more")
+        if not budget:  # larger rows keep a GPU busy; a CPU gains nothing from them
+            self.max_tokens_per_micro_batch = 16384 if torch.cuda.is_available() else 4096
 
 
 def _require(condition: bool, name: str, value: Any, wanted: str) -> None:
