@@ -103,6 +103,7 @@ class Side:
     module: str
     spec: dict[str, Any]
     threads: int = field(default_factory=cores)
+    python: str = sys.executable
     steps: list[dict] = field(default_factory=list)
     rss_mb: float = 0.0
 
@@ -118,7 +119,7 @@ class Side:
             "OMP_DYNAMIC": "false",
         }
         self._process = subprocess.Popen(
-            [sys.executable, "-m", self.module, "--side", json.dumps(self.spec)],
+            [self.python, "-m", self.module, "--side", json.dumps(self.spec)],
             cwd=ROOT,
             env={**os.environ, **environment, **self.spec.get("environment", {})},
             stdin=subprocess.PIPE,
