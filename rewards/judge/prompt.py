@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from string import Template
 from typing import Any
 
+from rewards.judge.score import score_line
 from verifiers.registry import did_you_mean
 
 WITH_REFERENCE = """\
@@ -114,8 +115,11 @@ def _content(message: Mapping[str, Any]) -> str:
 
 
 def _harmless(text: str) -> str:
-    """Chat tokens taken apart by a space, and half surrogate pairs, which no server accepts, replaced."""
-    return _CHAT_TOKEN.sub(lambda match: match[0] + " ", text.encode("utf-8", "replace").decode())
+    """Chat tokens taken apart by a space; score lines marked, so that a judge who repeats one has not given it; half
+    surrogate pairs, which no server accepts, replaced."""
+    text = _CHAT_TOKEN.sub(lambda match: match[0] + " ", text.encode("utf-8", "replace").decode())
+    lines = text.splitlines(keepends=True)
+    return "".join(line if score_line(line) is None else f"(quoted) {line}" for line in lines)
 
 
 def _template(name: str, text: object, fields: tuple[str, ...]) -> Template:

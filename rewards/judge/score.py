@@ -38,8 +38,8 @@ def read_score(reply: str, lowest: float, highest: float) -> float:
     text = outside_thinking(reply)
     if text is None:
         raise Unscored("no_score", "the judge's thinking block is not closed")
-    lines = [line.translate(_EMPHASIS) for line in text.splitlines() if line.strip()]
-    found = [match and float(match[1]) for match in map(_SCORE_LINE.fullmatch, lines)]
+    lines = [line for line in text.splitlines() if line.strip()]
+    found = [score_line(line) for line in lines]
     if not found or found[-1] is None:
         raise Unscored("no_score", f"the last line is not `Score: N`: {shown(lines[-1] if lines else '')}")
     scores = sorted({score for score in found if score is not None})
@@ -48,6 +48,16 @@ def read_score(reply: str, lowest: float, highest: float) -> float:
     if not lowest <= scores[0] <= highest:
         raise Unscored("out_of_range", f"the score {scores[0]:g} is not in {lowest:g} to {highest:g}")
     return scores[0]
+
+
+def score_line(line: str) -> float | None:
+    """N of a line `Score: N`, None for any other line.
+
+    >>> score_line("score: 3"), score_line("Score: 3 of 10")
+    (3.0, None)
+    """
+    match = _SCORE_LINE.fullmatch(line.translate(_EMPHASIS))
+    return float(match[1]) if match else None
 
 
 def shown(text: str) -> str:
