@@ -29,7 +29,8 @@ from alignment.rollout import TransformersEngine
 from alignment.types import Prompt, Sampling
 from recipes.common import make_sampling, run, weights_fingerprint
 from recipes.responses import Record, ResponseFile, as_record, settings_of
-from verifiers import Verdict, get_verifier, verify_all
+from rewards.routed_verifier import find_verifier
+from verifiers import Verdict, verify_all
 
 CHUNK = 64  # prompts generated at a time: what a kill can cost
 
@@ -108,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Runs the recipe and returns the figures over all domains."""
     recipe, model = parse(VerifyRecipe, ModelConfig, arguments=arguments)
     try:
-        get_verifier(recipe.verifier)
+        find_verifier(recipe.verifier)
     except ValueError as error:
         raise UserError(f"verifier: {error}") from error
     policy, tokenizer = load_policy(model)

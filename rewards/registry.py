@@ -153,7 +153,18 @@ def _find(spec: str) -> RewardFn | _Factory:
     raise ValueError(f"unknown reward {spec!r}{hint} Known rewards: {', '.join(names)}, or package.module:function")
 
 
-def _make(spec: str, factory: _Factory, given: dict[str, Any]) -> RewardFn:
+def check_reward(spec: str, parameters: Mapping[str, Any]) -> None:
+    """Raises ValueError as `get_reward` does for unknown names, and for unknown or missing parameters. Makes no reward,
+    because that may mean to load a model."""
+    if spec.startswith(VERIFIER_PREFIX):
+        from_verifier(spec.removeprefix(VERIFIER_PREFIX), parameters)
+        return
+    found = _find("judge" if spec.startswith(JUDGE_PREFIX) else spec)
+    if isinstance(found, _Factory) and not spec.startswith(JUDGE_PREFIX):
+        _check_parameters(spec, found, parameters)
+
+
+def _check_parameters(spec: str, factory: _Factory, given: Mapping[str, Any]) -> None:
     known = inspect.signature(factory.make).parameters
     unknown = next((name for name in given if name not in known), None)
     if unknown is not None:
@@ -163,6 +174,10 @@ def _make(spec: str, factory: _Factory, given: dict[str, Any]) -> RewardFn:
     missing = [name for name, p in known.items() if p.default is p.empty and name not in given]
     if missing:
         raise ValueError(f"reward {spec!r} needs {missing[0]!r}: {{name: {spec}, {missing[0]}: …}}")
+
+
+def _make(spec: str, factory: _Factory, given: dict[str, Any]) -> RewardFn:
+    _check_parameters(spec, factory, given)
     try:
         fn = factory.make(**given)
     except ValueError as error:

@@ -13,7 +13,7 @@ from typing import Any
 from rewards.registry import ROUTING_PREFIX
 from rewards.routing import TASK, read_tasks, unknown_task
 from rewards.specs import RewardSpec, nested_specs
-from verifiers import Verdict, verify
+from verifiers import Verdict, Verifier, get_verifier, verify
 from verifiers.registry import (
     NoAnswerKeyError,
     answer_key,
@@ -23,12 +23,18 @@ from verifiers.registry import (
 )
 
 
-def register_routed_verifier(name: str) -> None:
-    """Register `routing:FILE` as a verifier under this very name; once is enough.
+def find_verifier(name: str) -> Verifier:
+    """What `verifiers.get_verifier` finds, or for `routing:FILE` the file's verifiers as one, registered by that name.
 
-    Raises ValueError, naming file and task, for a file that cannot be read and verifiers that do not exist.
+    Raises ValueError as `get_verifier` does; for a file that cannot be read, or with verifiers that do not exist, it
+    names the file and the task.
     """
-    path = name.removeprefix(ROUTING_PREFIX)
+    if name.startswith(ROUTING_PREFIX):
+        _register(name, name.removeprefix(ROUTING_PREFIX))
+    return get_verifier(name)
+
+
+def _register(name: str, path: str) -> None:
     parts = {task: _verifiers(specs) for task, specs in read_tasks(path).items()}
     for task, verifiers in parts.items():
         for spec in verifiers:

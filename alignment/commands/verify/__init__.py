@@ -32,7 +32,8 @@ SHOWN_CHARACTERS = 160
 def configure(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("data", help="a .jsonl or .jsonl.gz file (or another form that recipes read)")
-    add("--verifier", required=True, metavar="NAME", help="a registered name or package.module:function")
+    add("--verifier", required=True, metavar="NAME",
+        help="a registered name, package.module:function or routing:FILE.yaml")  # fmt: skip
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--gold", metavar="COLUMN", help="verify this column's gold answers; exit code 1 if one fails")
     what.add_argument("--response", metavar="COLUMN", help=f"default: the first of {', '.join(RESPONSE_COLUMNS)}")
@@ -82,11 +83,11 @@ def run(options: argparse.Namespace) -> int:
 
 def _check(options: argparse.Namespace) -> None:
     """What can be refused before anything is verified, so that no work is lost."""
-    from verifiers import get_verifier
+    from rewards.routed_verifier import find_verifier
 
     import_modules(options.modules)
     try:
-        get_verifier(options.verifier)
+        find_verifier(options.verifier)
     except ValueError as error:
         raise UserError(f"--verifier: {error}") from error
     if options.gold and options.against:
