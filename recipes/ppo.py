@@ -22,7 +22,7 @@ from alignment.models import Policy, ScalarModel
 from alignment.models.actor_critic import ActorCritic
 from alignment.models.load import load_policy, switch_dropout_off
 from alignment.models.load_scalar import load_scalar, scalar_from_policy
-from alignment.optim.adamw import make_optimizer
+from alignment.optim.online_merging import OnlineMergingConfig, make_merging_optimizer
 from alignment.rollout import TransformersEngine
 from alignment.trainer import Trainer, make_accelerator
 from alignment.types import Tree
@@ -58,8 +58,8 @@ def load_pretraining(recipe: PpoRecipe, tokenizer: PreTrainedTokenizerBase) -> l
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    kinds = (RolloutRecipe, PpoRecipe, PpoConfig, TrainConfig, ModelConfig)
-    rollouts, recipe, ppo, train, model = parse(*kinds, arguments=arguments)
+    kinds = (RolloutRecipe, PpoRecipe, PpoConfig, OnlineMergingConfig, TrainConfig, ModelConfig)
+    rollouts, recipe, ppo, merging, train, model = parse(*kinds, arguments=arguments)
     accelerator = make_accelerator(train, some_parameters_rest=bool(ppo.value_warmup_steps))
     policy, tokenizer = load_policy(model)
     actor_critic = ActorCritic(policy, load_value(recipe, model, policy))
@@ -76,9 +76,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     evaluation = make_evaluation(rollouts, tokenizer, engine, sampling)
     budget = train.max_tokens_per_micro_batch
     algorithm = Ppo(actor_critic, engine, prompts, score, ppo, sampling, reference, pretraining, budget)
-    write_settings(train.output_dir, rollouts, recipe, ppo, train, model)
+    write_settings(train.output_dir, rollouts, recipe, ppo, merging, train, model)
     steps = train.max_steps or ppo.value_warmup_steps + rollouts.steps(prompts, ppo.prompts_per_step)
-    optimizer = make_optimizer(actor_critic, train, {"value": ppo.value_learning_rate})
+    optimizer = make_merging_optimizer(actor_critic, train, merging, {"value": ppo.value_learning_rate})
     Trainer(accelerator, actor_critic, tokenizer, algorithm, train, steps, evaluation, optimizer).train()
 
 

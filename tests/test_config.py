@@ -9,6 +9,7 @@ from alignment.algorithms.grpo import GrpoConfig
 from alignment.algorithms.ppo import PpoConfig
 from alignment.config import TrainConfig, as_dict, parse
 from alignment.errors import UserError
+from alignment.optim.online_merging import OnlineMergingConfig
 from recipes.grpo import GrpoRecipe
 from recipes.ppo import PpoRecipe
 from recipes.rollouts import RolloutRecipe
@@ -18,7 +19,7 @@ RECIPES = Path(__file__).parent.parent / "recipes"
 KINDS = {  # by the end of the file's name
     "sft": (SftRecipe, TrainConfig, ModelConfig),
     "grpo": (GrpoRecipe, GrpoConfig, TrainConfig, ModelConfig),
-    "ppo": (RolloutRecipe, PpoRecipe, PpoConfig, TrainConfig, ModelConfig),
+    "ppo": (RolloutRecipe, PpoRecipe, PpoConfig, OnlineMergingConfig, TrainConfig, ModelConfig),
 }
 
 
@@ -47,7 +48,7 @@ def test_published_figures_of_the_recipes():
     recipe, grpo, _, _ = parse(*KINDS["grpo"], arguments=["--config", str(RECIPES / "qwen2.5/grpo.yaml")])
     assert grpo.prompts_per_step * grpo.group_size == 2048
     assert recipe.curriculum == "variance"
-    rollouts, _, ppo, train, _ = parse(*KINDS["ppo"], arguments=["--config", str(RECIPES / "qwen1/ppo.yaml")])
+    rollouts, _, ppo, _, train, _ = parse(*KINDS["ppo"], arguments=["--config", str(RECIPES / "qwen1/ppo.yaml")])
     assert (ppo.value_warmup_steps, ppo.group_size, ppo.kl_coef, ppo.value_clip) == (50, 2, 0.04, 0.15)
     assert (train.learning_rate, ppo.value_learning_rate, rollouts.top_p) == (1e-6, 5e-6, 0.9)
 
