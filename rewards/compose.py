@@ -14,7 +14,7 @@ from rewards.specs import RewardSpec, read_spec
 
 
 @register_reward_factory("qwen_math")
-def qwen_math(model_reward: object, verifier_reward: object = "verifier:math") -> RewardFn:
+def qwen_math(model_reward: object, verifier_reward: object) -> RewardFn:
     """Qwen2.5-Math: sigmoid(0.5 · model reward) + (verifier - 1); a right answer is always above a wrong one.
 
     Source: arXiv 2409.12122. Right answers lie in (0, 1), wrong ones in (-1, 0), and the model orders
@@ -24,7 +24,7 @@ def qwen_math(model_reward: object, verifier_reward: object = "verifier:math") -
 
     >>> from rewards import register_reward
     >>> scale = register_reward("scale")(lambda prompts, completions, **columns: [0.0, 2.0, None])
-    >>> reward = qwen_math(model_reward="scale")
+    >>> reward = qwen_math(model_reward="scale", verifier_reward="verifier:math")
     >>> [r if r is None else round(r, 3) for r in reward([""] * 3, ["4", "5", "4"], answer=["4", "4", "4"])]
     [0.5, -0.269, None]
 

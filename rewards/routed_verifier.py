@@ -46,7 +46,7 @@ def _register(name: str, path: str) -> None:
     def of_row(row: Mapping[str, Any]) -> Sequence[RewardSpec]:
         task = str(row[TASK])
         if task not in parts:
-            raise ValueError(f"{path}: {unknown_task(task, parts)}")
+            raise ValueError(unknown_task(task, parts))
         if not parts[task]:
             raise ValueError(f"task {task!r} has no verifier among its rewards, so it has no pass rate")
         return parts[task]

@@ -1,0 +1,425 @@
+"""Routing: each row's task picks its rewards; a broken task costs no other one its scores."""
+
+import asyncio
+import json
+import logging
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from alignment.cli import main
+from alignment.metrics import read_json_lines, read_metrics
+from recipes.quickstart.model import write_base_model
+from recipes.quickstart.task import make_problems, prompt_rows
+from recipes.quickstart.tokenizer import build_tokenizer
+from rewards import RewardRunner, get_reward, register_reward, reward_info
+from rewards import registry as registry_module
+from rewards.routed_verifier import find_verifier
+from rewards.routing import check_tasks, read_tasks
+from rewards.specs import nested_specs, read_spec
+from tests.test_rewards_runner import rollouts
+from verifiers import list_verifiers, verifier_info, verify
+from verifiers import registry as verifier_registry
+from verifiers.registry import answer_key
+
+ROOT = Path(__file__).parent.parent
+EXAMPLE = ROOT / "recipes" / "qwen3" / "rewards.yaml"
+
+
+@pytest.fixture(autouse=True)
+def registries(monkeypatch):
+    """Copies; what is built in has to be registered before, because a module registers its names once."""
+    for name in list_verifiers():
+        verifier_info(name)
+    for name in ("length", "qwen_math", "routing"):
+        reward_info(name)
+    for name in ("_registered", "_factories"):
+        monkeypatch.setattr(registry_module, name, dict(getattr(registry_module, name)))
+    monkeypatch.setattr(verifier_registry, "_registered", dict(verifier_registry._registered))
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text):
+        path = tmp_path / "tasks.yaml"
+        path.write_text(text)
+        return str(path)
+
+    return write
+
+
+@pytest.fixture
+def calls():
+    """A reward `spy` that scores the length of each completion and records the columns of every call."""
+    seen = []
+
+    def spy(prompts, completions, **columns):
+        seen.append({"prompts": prompts, "completions": completions, **columns})
+        return [float(len(c)) for c in completions]
+
+    register_reward("spy")(spy)
+    return seen
+
+
+def route(path, tasks, texts, **columns):
+    return get_reward(f"routing:{path}")(["p"] * len(texts), texts, task=tasks, **columns)
+
+
+def test_each_row_gets_its_tasks_reward(write):
+    path = write("tasks: {sums: verifier:math, words: {name: verifier:text, match: exact}}\n")
+    values = route(path, ["sums", "words", "sums", "words"], ["2", "2.0", "2.0", "2"], answer=["2"] * 4)
+    assert values == [1.0, 0.0, 1.0, 1.0]
+
+
+def test_a_reward_is_called_once_with_the_rows_of_all_tasks_that_share_it(write, calls):
+    path = write("tasks:\n  a: spy\n  b: [spy, {name: length, high: 1, unit: characters}]\n  c: verifier:math\n")
+    prompts = ["p0", "p1", "p2", "p3"]
+    values = get_reward(f"routing:{path}")(
+        prompts=prompts, completions=["x", "xx", "2", "xxx"], completion_ids=[[1], [2], [3], [4]],
+        task=["a", "b", "c", "a"], answer=[None, None, "2", None], trainer_state="state",
+    )  # fmt: skip
+    assert values == [1.0, 2.0, 1.0, 3.0]
+    assert len(calls) == 1
+    assert calls[0] == {
+        "prompts": ["p0", "p1", "p3"], "completions": ["x", "xx", "xxx"], "completion_ids": [[1], [2], [4]],
+        "task": ["a", "b", "a"], "answer": [None] * 3, "trainer_state": "state",
+    }  # fmt: skip
+
+
+def test_neither_the_order_nor_the_neighbours_of_a_row_change_its_reward(write, calls):
+    path = write("tasks:\n  a: [spy, {name: length, low: 2, unit: characters, weight: -0.5}]\n  b: spy\n")
+    rows = [("a", "x"), ("b", "xx"), ("a", "xxx"), ("b", ""), ("a", "")]
+    alone = [route(path, [task], [text])[0] for task, text in rows]
+    together = route(path, [t for t, _ in rows[::-1]], [text for _, text in rows[::-1]])
+    assert together[::-1] == alone == [1.0, 2.0, 2.5, 0.0, 0.0]
+
+
+def test_a_weighted_sum_with_a_missing_term_is_missing(write):
+    path = write("tasks:\n  a: [{name: verifier:math, weight: 2}, {name: length, high: 1, unit: characters}]\n")
+    assert route(path, ["a"] * 3, ["2", "2", "33"], answer=["2", None, "2"]) == [3.0, None, 0.0]
+
+
+def test_an_unknown_task_is_unscored_named_once_and_counted(write, caplog):
+    path = write("tasks: {sums: verifier:math}\n")
+    batch = rollouts("2", "2", "2", rows=[{"answer": "2", "task": task} for task in ("sums", "sum", None)])
+    runner = RewardRunner([("routing", get_reward(f"routing:{path}"), 1.0)], 20.0)
+    with caplog.at_level(logging.WARNING, logger="rewards"):
+        metrics = runner(batch)
+        runner(batch)
+    assert [r.reward for r in batch] == [1.0, None, None]
+    assert caplog.text.count("unknown task 'sum'; did you mean 'sums'?") == 1
+    assert metrics["unscored/tasks/sums"] == 0 and metrics["unscored/routing"] == 2
+    assert metrics["unscored/tasks/unknown"] == 1  # the mean of one for each of the two unknown tasks
+
+
+def test_one_broken_reward_leaves_the_other_tasks_alone(write, caplog):
+    register_reward("raising")(lambda prompts, completions, **columns: 1 / 0)
+    register_reward("short")(lambda prompts, completions, **columns: [1.0])
+    register_reward("nan")(lambda prompts, completions, **columns: [float("nan")] * len(completions))
+    tasks = ["raising", "short", "nan", "absent", "incomplete", "sums"]
+    path = write(
+        "tasks: {raising: raising, short: short, nan: nan, absent: reward_that_is_not_there,"
+        " incomplete: {name: overlong, buffer: 3}, sums: verifier:math}\n"
+    )
+    with caplog.at_level(logging.WARNING, logger="rewards"):
+        values = route(path, tasks * 2, ["2"] * 12, answer=["2"] * 12)
+    assert values == [None, None, None, None, None, 1.0] * 2
+    for text in ("ZeroDivisionError", "'short' invalid: it returned 1 values", "'nan' not finite", "needs 'max_length'",
+                 "unknown reward 'reward_that_is_not_there'", "completions of absent are unscored"):  # fmt: skip
+        assert caplog.text.count(text) == 1, text
+
+
+def test_a_hanging_reward_costs_only_its_own_task(write, caplog):
+    release = threading.Event()
+    register_reward("hangs")(lambda prompts, completions, **columns: release.wait(60))
+
+    async def blocks(prompts, completions, **columns):
+        release.wait(60)
+
+    register_reward("blocks")(blocks)
+    path = write("tasks: {slow: hangs, blocked: blocks, sums: verifier:math}\n")
+    router = get_reward("routing", {"path": path, "timeout_s": 0.5})
+    batch = rollouts("2", "2", "2", rows=[{"answer": "2", "task": t} for t in ("slow", "sums", "blocked")])
+    RewardRunner([("routing", router, 1.0)], 20.0)(batch)
+    release.set()
+    assert [r.reward for r in batch] == [None, 1.0, None]
+    assert caplog.text.count("no answer within 0.5 s") == 2
+
+
+def test_async_rewards_of_different_tasks_run_at_the_same_time(write):
+    waiting = {}
+
+    def meets(me, other):
+        async def reward(prompts, completions, **columns):
+            waiting[me] = True
+            while other not in waiting:
+                await asyncio.sleep(0.001)
+            return [1.0] * len(completions)
+
+        return reward
+
+    register_reward("one")(meets("one", "two"))
+    register_reward("two")(meets("two", "one"))
+    assert route(write("tasks: {a: one, b: two}\n"), ["a", "b"], ["", ""]) == [1.0, 1.0]
+
+
+def test_means_per_task_and_reward_are_reported(write):
+    path = write(
+        "tasks:\n  a: [verifier:math, {name: length, high: 1, unit: characters, weight: 0.5}]\n  b: verifier:math\n"
+    )
+    rows = [{"answer": "2", "task": task} for task in "aab"]
+    metrics = RewardRunner([("routing", get_reward(f"routing:{path}"), 1.0)], 20.0)(rollouts("2", "33", "2", rows=rows))
+    assert metrics["tasks/a/reward"] == 0.75 and metrics["tasks/a/length"] == metrics["tasks/a/verifier:math"] == 0.5
+    assert metrics["tasks/b/reward"] == 1.0 and "tasks/b/verifier:math" not in metrics
+    assert metrics["rewards/routing"] == pytest.approx(2.5 / 3)
+
+
+def test_what_a_reward_logs_per_row_lands_on_its_rows(write):
+    register_reward("logs")(
+        lambda prompts, completions, log_extra, **columns: log_extra("seen", list(completions)) or [0.0] * len(prompts)
+    )
+    logged = {}
+    route(write("tasks: {a: logs, b: verifier:math}\n"), ["b", "a", "b"], ["x", "y", "z"], answer=["1"] * 3,
+          log_extra=logged.__setitem__)  # fmt: skip
+    assert logged == {"seen": [None, "y", None]}
+
+
+def test_rows_without_the_column_are_an_error_of_the_reward(write):
+    with pytest.raises(ValueError, match="no column 'task'"):
+        get_reward(f"routing:{write('tasks: {a: verifier:math}')}")([""], [""], answer=["1"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("tasks: {a: {weight: 2}}", "task 'a': an entry needs a name"),
+        ("tasks: {a: []}", "task 'a': no reward"),
+        ("tasks: {a: [verifier:math, verifier:math]}", "task 'a': 'verifier:math' is named twice"),
+        ("tasks: {a: verifier:math, a: verifier:text}", "'a' stands twice"),
+        ("tasks: {1: verifier:math}", "the task 1 is no text"),
+        ("a: verifier:math", "expected one key `tasks`"),
+        ("tasks: {a: verifier:math}\ntask: {}", "expected one key `tasks`"),
+        ("tasks: {a: [", "not valid YAML"),
+        ("", "expected one key `tasks`"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_refused_with_its_name(write, text, message):
+    path = write(text)
+    with pytest.raises(ValueError) as caught:
+        get_reward(f"routing:{path}")
+    assert message in str(caught.value) and path in str(caught.value)
+
+
+def test_a_missing_file_and_a_bad_time_are_refused(write):
+    with pytest.raises(ValueError, match=r"there is no file none\.yaml"):
+        get_reward("routing:none.yaml")
+    with pytest.raises(ValueError, match="timeout_s"):
+        get_reward("routing", {"path": write("tasks: {a: verifier:math}"), "timeout_s": 0})
+
+
+# --- before the run -------------------------------------------------------------------------------------------------
+
+
+TASKS = """tasks:
+  sums: verifier:math
+  fixed: {name: verifier:choice, answer: B}
+  both: {name: qwen_math, model_reward: not_there, verifier_reward: verifier:math}
+"""
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (
+            {"task": "sum", "answer": "1"},
+            "row 2: {path}: unknown task 'sum'; did you mean 'sums'? The file has sums, fixed",
+        ),
+        ({"answer": "1"}, "row 2: no column 'task', by which {path} routes"),
+        ({"task": "sums"}, "row 2: no column 'answer', which verifier:math of task 'sums' needs"),
+        ({"task": "sums", "answer": None}, "row 2: no column 'answer'"),
+        ({"task": "both"}, "row 2: no column 'answer', which verifier:math of task 'both' needs"),
+    ],
+)
+def test_rows_that_no_task_could_score_are_refused_before_the_run(write, row, message):
+    path = write(TASKS)
+    with pytest.raises(ValueError) as caught:
+        check_tasks([read_spec(f"routing:{path}")], [{"task": "sums", "answer": "1"}, row], "d.jsonl")
+    assert str(caught.value).startswith("d.jsonl, " + message.format(path=path))
+    check_tasks([read_spec(f"routing:{path}")], [{"task": "fixed"}], "d.jsonl")
+    check_tasks([read_spec("verifier:math")], [{}], "d.jsonl")
+
+
+def test_only_rewards_of_the_given_tasks_are_made(write):
+    router = get_reward(f"routing:{write(TASKS)}")
+    router.prepare(["sums", "fixed", "unknown"])
+    with pytest.raises(ValueError, match=r"tasks\.yaml, task 'both': reward 'qwen_math': unknown reward 'not_there'"):
+        router.prepare(["both"])
+
+
+# --- pass rates and lists -------------------------------------------------------------------------------------------
+
+
+def test_the_files_verifiers_as_one_verifier(write):
+    path = write(
+        "tasks:\n  sums: [verifier:math, {name: verifier:format, mode: no_think}, {name: length, high: 5}]\n"
+        "  model: {name: qwen_math, model_reward: not_there, verifier_reward: verifier:math}\n  judged: not_there\n"
+    )
+    name = f"routing:{path}"
+    find_verifier(name)
+    find_verifier(name)
+    assert verify(name, "2", {"task": "sums", "answer": "2"}).passed
+    verdict = verify(name, "<think>hm</think>2", {"task": "sums", "answer": "2"})
+    assert verdict.status == "fail" and verdict.detail.startswith("format: ")
+    assert verify(name, "<think>hm</think>2", {"task": "sums", "answer": "2", "mode": "thinking"}).passed
+    assert verify(name, "3", {"task": "model", "answer": "2"}).status == "fail"
+    assert verify(name, "2", {"task": "sums"}).status == "error"
+    assert "has no verifier among its rewards" in verify(name, "2", {"task": "judged"}).detail
+    assert "did you mean 'sums'" in verify(name, "2", {"task": "sum"}).detail
+    row = {"task": "sums", "answer": "2"}
+    assert answer_key(name, "so 2.0", row) == answer_key(name, r"\boxed{2}", row) != answer_key(name, "3", row)
+    with pytest.raises(ValueError, match="task 'a': unknown verifier 'mth'"):
+        find_verifier(f"routing:{write('tasks: {a: verifier:mth}')}")
+
+
+def test_align_verify_reports_the_pass_rate_of_a_routing_file(write, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    path = write("tasks: {sums: verifier:math, cities: {name: verifier:text, match: exact}}\n")
+    rows = [
+        {"task": "sums", "domain": "sums", "answer": "2", "response": "2.0"},
+        {"task": "cities", "domain": "cities", "answer": "Rome", "response": "rome"},
+        {"task": "rivers", "domain": "rivers", "answer": "Po", "response": "Po"},
+    ]
+    data = tmp_path / "responses.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(["verify", str(data), "--verifier", f"routing:{path}"]) == 0
+    out = capsys.readouterr().out
+    rates = {
+        line.split()[0]: line.split()[3] for line in out.splitlines() if line.split()[:1] and len(line.split()) > 6
+    }
+    assert (rates["sums"], rates["cities"], rates["all"]) == ("100.0%", "0.0%", "50.0%")
+    assert "unknown task 'rivers'" in out
+    assert main(["verify", str(data), "--verifier", "routing:none.yaml"]) == 2
+    assert "there is no file none.yaml" in capsys.readouterr().err
+
+
+def test_align_list_shows_the_tasks_and_names_what_is_wrong(write, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
+    sound = write("tasks: {sums: {name: overlong, max_length: 4, buffer: 2, weight: 0.5}}\n")
+    assert main(["list", "--routing", sound]) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.split()[:1] == ["sums"])
+    assert line.split() == ["sums", "overlong", "0.5", "max_length:", "4,", "buffer:", "2"]
+    wrong = write(
+        "tasks: {a: overlng, b: {name: qwen_math, model_reward: {name: nope}, verifier_reward: verifier:math}}"
+    )
+    assert main(["list", "--routing", wrong]) == 1
+    out = capsys.readouterr().out
+    assert "a: unknown reward 'overlng'; did you mean 'overlong'" in out and "b: unknown reward 'nope'" in out
+    assert main(["list", "--routing", "none.yaml"]) == 2
+
+
+# --- the example ----------------------------------------------------------------------------------------------------
+
+
+def test_the_example_has_over_twenty_tasks_and_reaches_every_kind_of_verifier():
+    tasks = read_tasks(EXAMPLE)
+    parts = {part.name for specs in tasks.values() for spec in specs for part in nested_specs(spec)}
+    assert len(tasks) > 20
+    assert {part.removeprefix("verifier:") for part in parts if part.startswith("verifier:")} >= {
+        "math", "code", "ifeval", "choice", "json", "text", "tool_call", "citation", "format", "all_of"
+    }  # fmt: skip
+    assert parts >= {"qwen_math", "judge", "reward_model", "length", "overlong", "repetition", "language_consistency"}
+
+
+CALL, CASE = {"name": "f", "arguments": {"x": 1}}, {"args": [1], "expected": 2}
+GOOD = {
+    "math": ("4", {"answer": "4"}),
+    "science_choice": ("The answer is (B).", {"answer": "B"}),
+    "format_no_think": ("4", {}),
+    "format_answer_tags": ("<think>hm</think><answer>4</answer>", {}),
+    "language": ("<think>hm</think>It is four.", {"answer_language": "en"}),
+    "json_extraction": ('{"a": 1}', {"schema": {"required": ["a"]}}),
+    "table_as_json": ('[{"a": 1}]', {"schema": {"type": "array"}}),
+    "short_answer": ("paris", {"answer": "Paris"}),
+    "translation": ("The cat sits on the mat.", {"answer": "The cat sits on the mat.", "answer_language": "en"}),
+    "tool_call": (f"<tool_call>{json.dumps(CALL)}</tool_call>", {"tool_calls": [CALL]}),
+    "retrieval": ("It was built in 1889 [1].", {"passages": ["It was built in 1889."], "answer": "1889"}),
+    "instructions": ("no commas", {"instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}),
+    "code": ("```python\ndef f(x):\n    return x + 1\n```", {"entry_point": "f", "cases": [CASE]}),
+}  # fmt: skip
+
+
+def test_the_example_scores_a_mixed_batch_of_its_rule_tasks():
+    """One batch over 13 tasks: right answers get the sum of the weights of their task's rules, empty ones less."""
+    rows = [{"task": task, **row} for task, (_, row) in GOOD.items()]
+    router = get_reward(f"routing:{EXAMPLE}")
+    check_tasks([read_spec(f"routing:{EXAMPLE}")], rows, "rows")
+    router.prepare(GOOD)
+    good, empty = rollouts(*[text for text, _ in GOOD.values()], rows=rows), rollouts(*[""] * len(rows), rows=rows)
+    runner = RewardRunner([("routing", router, 1.0)], 50.0)
+    metrics = runner(good)
+    runner(empty)
+    assert all(metrics[f"unscored/tasks/{task}"] == 0 for task in GOOD)
+    positive = {"language_consistency", "length"}
+    for right, wrong in zip(good, empty):
+        entries = router.tasks[right.prompt.row["task"]]
+        best = sum(spec.weight for spec in entries if spec.verifier or spec.name in positive)
+        assert right.reward == pytest.approx(best), right
+        assert wrong.reward < right.reward, wrong
+
+
+def test_every_verifier_in_the_example_exists():
+    names = {part.verifier for specs in read_tasks(EXAMPLE).values() for s in specs for part in nested_specs(s)} - {""}
+    assert names <= set(list_verifiers())
+
+
+# --- a real run -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_grpo_run_with_a_routing_file(tmp_path):
+    """Two steps of a tiny model on rows of two tasks, then a data set with a task that the file does not have."""
+    problems = make_problems(60, seed=0, levels=(1, 2))
+    texts = (message["content"] for row in problems for message in row["messages"])
+    write_base_model(tmp_path / "base", build_tokenizer(texts, 512), "quickstart", 0)
+    rows = [{**row, "task": ("sums", "lines")[i % 2]} for i, row in enumerate(prompt_rows(problems[:12]))]
+    for name, extra in (("good", []), ("bad", [{**rows[0], "task": "linse", "id": "x"}])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows + extra))
+    (tmp_path / "tasks.yaml").write_text(
+        "tasks:\n  sums:\n    - verifier:math\n    - {name: overlong, max_length: 12, buffer: 8, weight: 0.5}\n"
+        "  lines: {name: length, high: 40, margin: 60, unit: characters}\n"
+    )
+    recipe = ["--config", str(ROOT / "recipes/quickstart/grpo.yaml"), "--model_name_or_path", str(tmp_path / "base")]
+    recipe += ["--max_steps", "2", "--prompts_per_step", "4", "--group_size", "4", "--max_tokens", "12"]
+    recipe_yaml = tmp_path / "grpo.yaml"
+    recipe_yaml.write_text(
+        (ROOT / "recipes/quickstart/grpo.yaml").read_text().replace(
+            "rewards: [verifier:math, verifier:format]\nreward_weights: [1.0, 0.1]",
+            f"rewards:\n  - routing:{tmp_path}/tasks.yaml\n  - {{name: repetition, ngram: 3, weight: 0.2}}",
+        )
+    )  # fmt: skip
+    recipe[1] = str(recipe_yaml)
+
+    def run(data, folder):
+        command = [sys.executable, str(ROOT / "recipes/grpo.py"), *recipe, "--dataset", str(tmp_path / data)]
+        command += ["--output_dir", str(tmp_path / folder)]
+        env = {**os.environ, "OMP_NUM_THREADS": "1"}
+        return subprocess.run(command, capture_output=True, text=True, cwd="/", env=env, timeout=300)
+
+    done = run("good.jsonl", "run")
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = read_metrics(tmp_path / "run" / "metrics.jsonl", "train")
+    assert [line["step"] for line in lines] == [1, 2]
+    assert all(line["unscored/routing"] == line["unscored/repetition"] == 0 for line in lines)
+    seen = {key for line in lines for key in line}
+    assert {"tasks/sums/reward", "tasks/sums/overlong", "tasks/lines/reward", "rewards/routing"} <= seen
+    samples = read_json_lines(tmp_path / "run" / "samples.jsonl")
+    terms = samples[0]["reward_terms"]
+    assert samples[0]["reward"] == pytest.approx(terms["routing"] + 0.2 * terms["repetition"])
+
+    refused = run("bad.jsonl", "refused")
+    assert refused.returncode == 2 and "Traceback" not in refused.stderr
+    assert "bad.jsonl, row 13" in refused.stderr and "unknown task 'linse'; did you mean 'lines'?" in refused.stderr
