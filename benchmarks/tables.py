@@ -164,6 +164,7 @@ def machine_table(result: dict) -> str:
 
 TABLES: dict[str, Callable[[dict], str]] = {
     "sft": steps_table,
+    "dpo": steps_table,
     "grpo": grpo_table,
     "head": head_table,
     "growth": growth_table,

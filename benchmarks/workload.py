@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast, Qwen3Config
 
 WORDS = 4096
@@ -62,7 +62,8 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     """One token per word w0 … w4095, so that a text has exactly as many tokens as words."""
     core = Tokenizer(models.WordLevel({f"w{i}": i for i in range(WORDS)}, unk_token="w2"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=core, pad_token=f"w{PAD}", eos_token=f"w{EOS}")
+    pad, eos = (AddedToken(f"w{i}", single_word=True) for i in (PAD, EOS))  # w1 must not be found in w17
+    return PreTrainedTokenizerFast(tokenizer_object=core, pad_token=pad, eos_token=eos)
 
 
 def text_of(token_ids: list[int]) -> str:
