@@ -21,6 +21,7 @@ from verifiers.registry import did_you_mean, first_docstring_line, list_verifier
 VERIFIER_PREFIX = "verifier:"
 ROUTING_PREFIX = "routing:"
 JUDGE_PREFIX = "judge:"
+REWARD_MODEL_PREFIX = "reward_model:"
 # Arguments that every reward receives; the others are columns of the rows.
 COMMON_ARGUMENTS = frozenset(
     ["prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments"]
@@ -34,6 +35,7 @@ _BUILTIN_MODULES: dict[str, str] = {
     "overlong": "rewards.shaping",
     "qwen_math": "rewards.compose",
     "repetition": "rewards.shaping",
+    "reward_model": "rewards.reward_model",
     "routing": "rewards.routing",
 }
 _registered: dict[str, RewardFn] = {}
@@ -106,7 +108,8 @@ def _check_free(name: str, fn: Callable[..., Any]) -> None:
 
 
 def get_reward(spec: str, parameters: Mapping[str, Any] | None = None) -> RewardFn:
-    """A registered reward, `verifier:NAME`, `routing:FILE`, `judge:FILE`, or the function at `package.module:function`.
+    """A registered reward, `verifier:NAME`, `routing:FILE`, `judge:FILE`, `reward_model:PATH`, or the function at
+    `package.module:function`.
 
     parameters: of a registered factory (or one at `package.module:function`); with `judge:FILE` they come before those
     in the file, with `verifier:NAME` they are values for columns that a row does not have. Raises ValueError with the
@@ -117,6 +120,8 @@ def get_reward(spec: str, parameters: Mapping[str, Any] | None = None) -> Reward
         return from_verifier(spec.removeprefix(VERIFIER_PREFIX), given)
     if spec.startswith(ROUTING_PREFIX):
         return get_reward("routing", {"path": spec.removeprefix(ROUTING_PREFIX), **given})
+    if spec.startswith(REWARD_MODEL_PREFIX):
+        return get_reward("reward_model", {"path": spec.removeprefix(REWARD_MODEL_PREFIX), **given})
     if spec.startswith(JUDGE_PREFIX):
         return _judge(spec, given)
     found = _find(spec)
@@ -159,6 +164,8 @@ def check_reward(spec: str, parameters: Mapping[str, Any]) -> None:
     if spec.startswith(VERIFIER_PREFIX):
         from_verifier(spec.removeprefix(VERIFIER_PREFIX), parameters)
         return
+    if spec.startswith(REWARD_MODEL_PREFIX):
+        spec, parameters = "reward_model", {"path": spec.removeprefix(REWARD_MODEL_PREFIX), **parameters}
     found = _find("judge" if spec.startswith(JUDGE_PREFIX) else spec)
     if isinstance(found, _Factory) and not spec.startswith(JUDGE_PREFIX):
         _check_parameters(spec, found, parameters)
@@ -198,7 +205,7 @@ def reward_info(spec: str) -> RewardInfo:
     if spec.startswith(VERIFIER_PREFIX):
         info = verifier_info(spec.removeprefix(VERIFIER_PREFIX))
         return RewardInfo(spec, get_reward(spec), info.columns, info.summary, info.optional)
-    with_file = spec.startswith((ROUTING_PREFIX, JUDGE_PREFIX))
+    with_file = spec.startswith((ROUTING_PREFIX, JUDGE_PREFIX, REWARD_MODEL_PREFIX))
     found = _find(spec.partition(":")[0] if with_file else spec)
     if isinstance(found, _Factory):
         summary, parameters = first_docstring_line(found.make), tuple(inspect.signature(found.make).parameters)

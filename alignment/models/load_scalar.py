@@ -75,6 +75,11 @@ def load_scalar_model(config: ModelConfig, head_layers: int, seed: int) -> PreTr
     return model
 
 
+def has_head(name_or_path: str) -> bool:
+    """Whether a checkpoint brings a head of its own. Raises UserError when there is no checkpoint."""
+    return (Path(name_or_path) / "adapter_config.json").is_file() or _head_of(load_config(name_or_path)) != "none"
+
+
 def init_head(model: nn.Module, seed: int) -> None:
     """A fresh head, the same for the same seed. Its last layer has standard deviation 1/(H + 1), so that behind a
     normalised hidden state of width H the numbers are about 1/sqrt(H): ours; transformers' 0.02 would start the reward
