@@ -2,6 +2,10 @@
 
 import copy
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -458,3 +462,33 @@ def test_none_is_the_plain_optimizer_and_wrong_settings_name_their_key(tmp_path)
         make_merging_optimizer(policy, train, missing)
     (parsed,) = parse(OnlineMergingConfig, arguments=["--merge", "onties", "--merge_base_model", "x"])
     assert (parsed.merge, parsed.merge_keep, parsed.merge_rescale) == ("onties", 0.01, "unbiased")
+
+
+# --- shards -----------------------------------------------------------------------------------------------------------
+
+
+def on_two_ranks(*arguments):
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0", "--standalone"]
+    done = subprocess.run(
+        [*launcher, "-m", "tests.merging_ranks", *arguments],
+        cwd=Path(__file__).parent.parent,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert done.stdout.count("passed") == 2
+
+
+@pytest.mark.slow
+def test_fsdp2_shards_are_merged_like_whole_parameters_and_onties_refuses_them(base_model):
+    on_two_ranks("fsdp", base_model)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_zero_partitions_are_merged_like_whole_parameters_and_onties_refuses_them(stage):
+    pytest.importorskip("deepspeed")
+    on_two_ranks(f"zero{stage}", "-")
