@@ -128,8 +128,11 @@ class Router:
             raise ValueError(f"the rows have no column {TASK!r}, by which {self.path} routes")
         tasks = [str(task) for task in tasks]
         specs_of_row = [self._specs(task) for task in tasks]
-        terms = self._terms(specs_of_row, {"prompts": prompts, "completions": completions, **columns})
+        extras: dict[str, list[Any]] = {}
+        terms = self._terms(specs_of_row, {"prompts": prompts, "completions": completions, **columns}, extras)
         rewards = [_weighted_sum([(s.weight, terms[s.key][i]) for s in row]) for i, row in enumerate(specs_of_row)]
+        for column, values in list(extras.items()):
+            columns["log_extra"](column, values)
         if columns.get("log_metric"):
             self._report(columns["log_metric"], tasks, rewards, terms)
         return rewards
@@ -158,7 +161,7 @@ class Router:
         return self._made[spec.key]
 
     def _terms(
-        self, specs_of_row: Sequence[Sequence[RewardSpec]], arguments: dict[str, Any]
+        self, specs_of_row: Sequence[Sequence[RewardSpec]], arguments: dict[str, Any], extras: dict[str, list[Any]]
     ) -> dict[str, list[float | None]]:
         """Per reward its terms for all rows of the batch, None for rows that are not its own."""
         size = len(specs_of_row)
@@ -177,7 +180,7 @@ class Router:
                 self._warn(key, f"{error} (completions of {users} are unscored)")
                 continue
             keys.append(key)
-            calls.append((fn, _part(arguments, rows_of[key], size)))
+            calls.append((fn, _part(arguments, rows_of[key], size, extras)))
         terms: dict[str, list[float | None]] = {key: [None] * size for key in specs}
         for key, outcome in zip(keys, call_together(calls, self._loop, self.timeout_s)):
             read = read_terms(outcome, len(rows_of[key]))
@@ -218,21 +221,19 @@ def _weighted_sum(terms: Sequence[tuple[float, float | None]]) -> float | None:
     return sum(weight * value for weight, value in terms if value is not None)
 
 
-def _part(arguments: Mapping[str, Any], rows: Sequence[int], size: int) -> dict[str, Any]:
-    """The arguments of a call for some rows of a batch; what it logs per row is spread over the batch again."""
+def _part(arguments: Mapping[str, Any], rows: Sequence[int], size: int, extras: dict[str, list[Any]]) -> dict[str, Any]:
+    """The arguments of a call for some rows of a batch. What it logs per row goes to its rows' places in `extras`."""
     part = {
         name: [value[i] for i in rows] if isinstance(value, (list, tuple)) and len(value) == size else value
         for name, value in arguments.items()
     }
-    log_extra = arguments.get("log_extra")
-    if log_extra is not None:
 
-        def log_extra_of_rows(column: str, values: Sequence[Any]) -> None:
-            value_of = dict(zip(rows, values, strict=True))
-            log_extra(column, [value_of.get(i) for i in range(size)])
+    def log_extra(column: str, values: Sequence[Any]) -> None:
+        whole = extras.setdefault(column, [None] * size)
+        for i, value in zip(rows, values, strict=True):
+            whole[i] = value
 
-        part["log_extra"] = log_extra_of_rows
-    return part
+    return part | ({"log_extra": log_extra} if "log_extra" in arguments else {})
 
 
 @register_reward_factory("routing", columns=(TASK,))

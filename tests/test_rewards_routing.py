@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import math
 import os
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from rewards.routed_verifier import find_verifier
 from rewards.routing import check_tasks, read_tasks
 from rewards.specs import nested_specs, read_spec
 from tests.test_rewards_runner import rollouts
+from tests.tiny import tiny_model, tiny_tokenizer
 from verifiers import list_verifiers, verifier_info, verify
 from verifiers import registry as verifier_registry
 from verifiers.registry import answer_key
@@ -178,14 +180,17 @@ def test_means_per_task_and_reward_are_reported(write):
     assert metrics["rewards/routing"] == pytest.approx(2.5 / 3)
 
 
-def test_what_a_reward_logs_per_row_lands_on_its_rows(write):
-    register_reward("logs")(
-        lambda prompts, completions, log_extra, **columns: log_extra("seen", list(completions)) or [0.0] * len(prompts)
-    )
-    logged = {}
-    route(write("tasks: {a: logs, b: verifier:math}\n"), ["b", "a", "b"], ["x", "y", "z"], answer=["1"] * 3,
-          log_extra=logged.__setitem__)  # fmt: skip
-    assert logged == {"seen": [None, "y", None]}
+def test_what_rewards_log_per_row_becomes_one_column_of_the_batch(write):
+    def logs(prompts, completions, log_extra, **columns):
+        log_extra("seen", [f"{c}!" for c in completions])
+        return [0.0] * len(completions)
+
+    register_reward("logs")(logs)
+    register_reward("logs_too")(lambda prompts, completions, **columns: logs(prompts, completions, **columns))
+    logged = []
+    path = write("tasks: {a: logs, b: verifier:math, c: logs_too}\n")
+    route(path, list("bacb"), list("wxyz"), answer=["1"] * 4, log_extra=lambda *column: logged.append(column))
+    assert logged == [("seen", [None, "x!", "y!", None])]
 
 
 def test_rows_without_the_column_are_an_error_of_the_reward(write):
@@ -380,6 +385,32 @@ def test_every_verifier_in_the_example_exists():
 
 
 @pytest.mark.slow
+def test_a_router_is_a_reward_of_trls_trainer(write, tmp_path):
+    from datasets import Dataset
+    from trl import GRPOConfig, GRPOTrainer
+
+    path = write("tasks:\n  sums: [verifier:math, {name: length, high: 9}]\n  lines: {name: repetition, ngram: 2}\n")
+    rows = [
+        {"prompt": [{"role": "user", "content": f"{i} + 1?"}], "answer": str(i + 1), "task": ("sums", "lines")[i % 2]}
+        for i in range(4)
+    ]
+    settings = GRPOConfig(
+        output_dir=str(tmp_path), max_steps=1, per_device_train_batch_size=4, num_generations=2, use_cpu=True,
+        max_completion_length=4, report_to="none", logging_steps=1, save_strategy="no", bf16=False,
+    )  # fmt: skip
+    trainer = GRPOTrainer(
+        model=tiny_model("qwen3"), reward_funcs=[get_reward(f"routing:{path}")], args=settings,
+        train_dataset=Dataset.from_list(rows), processing_class=tiny_tokenizer(),
+    )  # fmt: skip
+    trainer.train()
+    logs = {key: value for entry in trainer.state.log_history for key, value in entry.items()}
+    assert "rewards/routing/mean" in logs and not math.isnan(logs["rewards/routing/mean"])
+    assert {key for key in logs if key.startswith("tasks/")} <= {
+        "tasks/sums/reward", "tasks/sums/length", "tasks/sums/verifier:math", "tasks/lines/reward"
+    }  # fmt: skip
+
+
+@pytest.mark.slow
 def test_a_grpo_run_with_a_routing_file(tmp_path):
     """Two steps of a tiny model on rows of two tasks, then a data set with a task that the file does not have."""
     problems = make_problems(60, seed=0, levels=(1, 2))
@@ -390,7 +421,7 @@ def test_a_grpo_run_with_a_routing_file(tmp_path):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows + extra))
     (tmp_path / "tasks.yaml").write_text(
         "tasks:\n  sums:\n    - verifier:math\n    - {name: overlong, max_length: 12, buffer: 8, weight: 0.5}\n"
-        "  lines: {name: length, high: 40, margin: 60, unit: characters}\n"
+        "  lines: {name: length, low: 30, margin: 30, unit: characters}\n"
     )
     recipe = ["--config", str(ROOT / "recipes/quickstart/grpo.yaml"), "--model_name_or_path", str(tmp_path / "base")]
     recipe += ["--max_steps", "2", "--prompts_per_step", "4", "--group_size", "4", "--max_tokens", "12"]
@@ -414,6 +445,7 @@ def test_a_grpo_run_with_a_routing_file(tmp_path):
     lines = read_metrics(tmp_path / "run" / "metrics.jsonl", "train")
     assert [line["step"] for line in lines] == [1, 2]
     assert all(line["unscored/routing"] == line["unscored/repetition"] == 0 for line in lines)
+    assert any(line["reward_std"] > 0 and line["grad_norm"] > 0 for line in lines)
     seen = {key for line in lines for key in line}
     assert {"tasks/sums/reward", "tasks/sums/overlong", "tasks/lines/reward", "rewards/routing"} <= seen
     samples = read_json_lines(tmp_path / "run" / "samples.jsonl")

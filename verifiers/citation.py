@@ -1,11 +1,14 @@
 """The `citation` verifier: an answer that quotes and cites passages it was given.
 
-A citation is a marker in square brackets with ids of passages: `[1]`, `[1, 3]`, `[2-4]`, `[1][3]`, `[doc-7]`. A bracket
-is taken for one when its parts are numbers or look like the given ids (letters equal, digits free); other brackets,
-code and formulas are left alone. A quotation is a span in double quotation marks, guillemets or corner brackets, or a
-Markdown block quote. To it belong the citations inside it, else those right after it, else the nearest before and
-after it on its line, of which one must hold it. A quotation of less than MIN_WORDS words is held to the passages only
-with a citation inside or right after it; otherwise it is a term or a title.
+A citation is a marker in square brackets with ids of passages: `[1]`, `[1, 3]`, `[2-4]`, `[1][3]`, `[doc-7]`, `【1】`. A
+bracket is taken for one when its parts are numbers or look like the given ids (letters equal, digits free); other
+brackets, code and formulas are left alone. A quotation is a span in double quotation marks, guillemets or corner
+brackets, or a Markdown block quote. To it belong the citations inside it, else those right after it, else the nearest
+before and after it on its line, of which one must hold it. A quotation of less than MIN_WORDS words is held to the
+passages only with a citation inside or right after it; otherwise it is a term or a title.
+
+Not covered: whether the passages support what stands outside quotation marks, quotations in single marks, and an answer
+that copies whole passages (add a length, `{"verifiers": ["citation", "text"], "max_words": 200}` with `all_of`).
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ MIN_WORDS = 4  # from which an uncited quotation is checked; two letters of an u
 MIN_PIECE = 3  # words between two omission marks
 MAX_RANGE = 100
 _SHOWN = 80
-_BRACKET = re.compile(r"\[\^?([^\[\]\n]{1,200})\]")
+_BRACKET = re.compile(r"[\[【]\^?([^\[\]【】\n]{1,200})[\]】]")
 _RANGE = re.compile(r"(\d{1,9})\s*[-–]\s*(\d{1,9})")
 _OMISSION = re.compile(r"\[\s*(?:…|\.\.\.)\s*\]|…|\.\.\.")
 _BETWEEN = " .,;:!?)。，；、"
