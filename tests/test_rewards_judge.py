@@ -103,10 +103,11 @@ def test_a_server_that_does_not_finish_is_left_after_the_time_out(server, answer
     assert reasons(server, request_timeout_s=0.3, max_retries=0) == ([None], {"timeout": 1.0})
 
 
-def test_the_batch_time_out_keeps_what_is_graded(server):
+def test_the_batch_time_out_keeps_what_is_graded(server, caplog):
     server.answer = lambda body: hang(body) if quoted(body) == "slow" else completion("Score: 10")
     scores, shares = reasons(server, ["a", "slow", "b", "c"], batch_timeout_s=2.0, concurrency=2)
     assert scores == [1.0, None, 1.0, 1.0] and shares == {"timeout": 0.25}
+    assert "batch_timeout_s" in caplog.text and len(server.asked) == 4
 
 
 def test_an_address_where_nobody_listens(server):
