@@ -73,10 +73,13 @@ def write_settings(folder: str, *configs: Any) -> None:
         (Path(folder) / "config.json").write_text(json.dumps(as_dict(*configs), indent=2, default=str))
 
 
-def weights_fingerprint(model: torch.nn.Module) -> list[float]:
-    """Numbers that change with the weights: per parameter, the sum of at most 1,024 evenly spread entries."""
+def weights_fingerprint(model: torch.nn.Module, adapters: bool = True) -> list[float]:
+    """Numbers that change with the weights: per parameter, the sum of at most 1,024 evenly spread entries.
+    adapters=False leaves those of LoRA out."""
     out = []
-    for parameter in model.parameters():
+    for name, parameter in model.named_parameters():
+        if not adapters and ".lora_" in name:
+            continue
         flat = parameter.detach().reshape(-1)
         out.append(float(flat[:: max(1, flat.numel() // 1024)].double().sum()))
     return out
@@ -85,14 +88,15 @@ def weights_fingerprint(model: torch.nn.Module) -> list[float]:
 def sample_pass_rate(
     engine: Engine, prompts: Sequence[Prompt], n: int, sampling: Sampling, score: Score, step: int = 0
 ) -> dict[str, float]:
-    """Held-out pass rate with its 95 % interval clustered by problem; a reward of 1 or more passes. The prompts are
-    split over the ranks, every rank gets the result."""
+    """Held-out mean reward and pass rate, with its 95 % interval clustered by problem; a reward of 1 or more passes.
+    The prompts are split over the ranks, every rank gets the result."""
     groups = engine.generate(list(prompts)[rank() :: world_size()], n, sampling, step)
     rollouts = [r for g in groups for r in g]
     score(rollouts)
     samples = gather_objects([[r.reward for r in g] for g in groups])
     lengths = gather_objects([len(r.token_ids) for r in rollouts])
-    if any(reward is not None for row in samples for reward in row):
+    rewards = [reward for row in samples for reward in row if reward is not None]
+    if rewards:
         result = pass_rate(samples)
         value, low, high = result.value, result.low, result.high
     else:
@@ -101,6 +105,7 @@ def sample_pass_rate(
         "pass_rate": value,
         "ci_low": low,
         "ci_high": high,
+        "reward": sum(rewards) / len(rewards) if rewards else float("nan"),
         "problems": float(len(samples)),
         "samples": float(sum(len(g) for g in samples)),
         "completion_length": sum(lengths) / max(1, len(lengths)),

@@ -96,7 +96,8 @@ def make_score(
 def make_evaluation(
     recipe: RolloutRecipe, tokenizer: PreTrainedTokenizerBase, engine: Engine, sampling: Sampling
 ) -> Evaluation | None:
-    """Held-out pass rate by `eval_reward` (one of the rewards, or another name), or by the first reward."""
+    """Held-out figures by `eval_reward` (one of the rewards, or another name), or by the first reward. The best model
+    is that of the highest pass rate by a verifier, and of the highest mean by other rewards."""
     if not recipe.eval_dataset:
         return None
     rows = load_rows(recipe.eval_dataset, recipe.eval_split or None)
@@ -106,4 +107,5 @@ def make_evaluation(
     _check_tasks(specs, rows, source)
     heldout = build_prompts(rows, tokenizer, max_prompt_length=recipe.max_prompt_length, source=source)
     judge = make_score(recipe, heldout, specs)
-    return Evaluation(lambda: sample_pass_rate(engine, heldout, recipe.eval_samples, sampling, judge), "pass_rate")
+    metric = "pass_rate" if specs[0].name.startswith("verifier:") else "reward"
+    return Evaluation(lambda: sample_pass_rate(engine, heldout, recipe.eval_samples, sampling, judge), metric)

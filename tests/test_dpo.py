@@ -198,6 +198,20 @@ def test_heldout_figures_do_not_depend_on_the_cut_and_agree_with_the_loss_of_tra
 # --- the reference ----------------------------------------------------------------------------------------------------
 
 
+def test_branches_that_begin_differently_are_a_pair_without_a_prompt():
+    """As with templates whose first token depends on the answer: nothing is shared, and nothing changes."""
+    shared = group([5, 6], [Segment([7, 8, 9]), Segment([10, 11])], atomic=True)
+    scored = [np.array([False, False, True, True, True]), np.array([False, False, True, True])]
+    ids = [[5, 6, 7, 8, 9], [5, 6, 10, 11]]
+    apart = Tree([Segment(i, scored=s) for i, s in zip(ids, scored, strict=True)], atomic=True)
+    policy, losses = Policy(tiny_model()), []
+    for tree in (shared, apart):
+        Dpo([tree], 1, 0, DpoConfig(), Reference(policy, Policy(tiny_model(seed=3)), 50)).collect(0)
+        losses.append(pair_loss(policy, pack([tree]), DpoConfig())[0].item())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    assert losses[0] != pytest.approx(math.log(2), rel=1e-6)
+
+
 def values_of(trees: list[Tree]) -> list[float]:
     return [float(branch.columns[REFERENCE][0]) for tree in trees for branch in tree.segments[1:]]
 
@@ -296,6 +310,8 @@ def test_two_ranks_follow_the_single_process(tmp_path):
 def test_trees_that_are_no_pairs_are_named():
     good = pairs(1)[0]
     three = group([1, 2], [Segment([3]), Segment([4]), Segment([5])], atomic=True)
+    root = group([1, 2], [Segment([3]), Segment([4])], atomic=True)
+    root.segments[0].scored = np.array([False, True])
     loose = group([1, 2], [Segment([3]), Segment([4])])
     silent = group([1, 2], [Segment([3]), Segment([4], scored=np.zeros(1, dtype=bool))], atomic=True)
     for bad, message in (

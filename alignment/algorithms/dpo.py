@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import torch
 
-from alignment.algorithms.reference import REFERENCE, branch_sums
+from alignment.algorithms.reference import REFERENCE, branch_sums, branches_of
 from alignment.data.epochs import Epochs
 from alignment.distributed import MetricSums, rank, world_size
 from alignment.errors import UserError
@@ -26,7 +26,7 @@ from alignment.losses.preference import (
 )
 from alignment.models import Policy
 from alignment.packing import cut
-from alignment.types import Batch, Episode, PackedBatch, Tree
+from alignment.types import Batch, Episode, PackedBatch, Segment, Tree
 
 LOSSES: dict[str, Callable[[PairLogprobs, float], torch.Tensor]] = {
     "dpo": dpo_loss,
@@ -98,17 +98,25 @@ class Dpo:
 
 
 def check_pairs(trees: Sequence[Tree], scored: bool) -> None:
-    """Raises UserError for the first tree that is not a prompt with two scored branches (and, with `scored`, their
-    reference log-probabilities), kept in one piece."""
+    """Raises UserError for the first tree that is not a prompt (or nothing) with two branches that carry loss and, with
+    `scored`, have their reference log-probabilities."""
     for number, tree in enumerate(trees, 1):
-        prompt, *branches = tree.segments
-        prompt_scored = prompt.scored is not None and prompt.scored.any()
-        if [branch.parent for branch in branches] != [0, 0] or prompt_scored or not tree.atomic:
-            raise UserError(f"pair {number}: expected an atomic tree of a prompt and two branches")
-        if not all(branch.scored is not None and branch.scored.any() for branch in branches):
+        branches = branches_of(tree)
+        above = tree.segments[:-2]
+        parents = [segment.parent for segment in tree.segments]
+        if parents not in ([-1, 0, 0], [-1, -1]) or not tree.atomic or any(_carries_loss(s) for s in above):
+            raise UserError(
+                f"pair {number}: expected an atomic tree of a prompt and two branches, as encode_preference_rows makes "
+                "it of a row with `chosen` and `rejected`; rows with more completions are for reward models"
+            )
+        if not all(_carries_loss(branch) for branch in branches):
             raise UserError(f"pair {number}: a branch has no token that carries loss")
         if scored and not all(REFERENCE in branch.columns for branch in branches):
             raise UserError(f"pair {number}: the reference's log-probabilities are missing")
+
+
+def _carries_loss(segment: Segment) -> bool:
+    return segment.scored is not None and bool(segment.scored.any())
 
 
 # --- the loss ---------------------------------------------------------------------------------------------------------

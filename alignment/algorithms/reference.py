@@ -28,6 +28,11 @@ CHUNK = 256
 """Pairs per rank between two writes to disk: what a kill can cost."""
 
 
+def branches_of(tree: Tree) -> list[Segment]:
+    """The chosen and the rejected branch of a pair."""
+    return tree.segments[-2:]
+
+
 def branch_sums(logprobs_N: torch.Tensor, micro: PackedBatch) -> torch.Tensor:
     """Sum of the log-probabilities of each branch, [R], float32. A margin is a small difference of large sums, so they
     are made in float64."""
@@ -45,7 +50,7 @@ class Reference:
     def __call__(self, trees: Sequence[Tree]) -> None:
         model = self.other or self.policy
         for tree in trees:
-            for branch in tree.segments[1:]:
+            for branch in branches_of(tree):
                 branch.columns.pop(REFERENCE, None)  # some may have been scored in an earlier epoch, others not
         adapters_off = contextlib.nullcontext() if self.other else cast(PeftModel, self.policy.model).disable_adapter()
         with adapters_off:
@@ -76,13 +81,13 @@ def precompute(
     for start in range(0, len(todo), CHUNK * world_size()):
         own = todo[start : start + CHUNK * world_size()][rank() :: world_size()]
         reference([tree for _, tree in own])
-        new = gather_objects([(key, *map(_get, tree.segments[1:])) for key, tree in own])
+        new = gather_objects([(key, *map(_get, branches_of(tree))) for key, tree in own])
         known |= {key: (chosen, rejected) for key, chosen, rejected in new}
         if rank() == 0:
             file.append({"pair": key, "chosen": chosen, "rejected": rejected} for key, chosen, rejected in new)
             say(f"reference log-probabilities: {min(start + len(new), len(todo))}/{len(todo)} pairs")
     for key, tree in keyed:
-        for branch, value in zip(tree.segments[1:], known[key], strict=True):
+        for branch, value in zip(branches_of(tree), known[key], strict=True):
             _set(branch, value)
 
 

@@ -1,0 +1,110 @@
+"""Offline DPO. `accelerate launch recipes/dpo.py --config recipes/qwen2.5/dpo.yaml`
+
+Config, pairs, model, reference, algorithm, trainer: read from top to bottom, this is the method.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from transformers import PreTrainedTokenizerBase
+from trl import ModelConfig
+
+import recipes  # noqa: F401  refuses to start when a foreign package shadows ours
+from alignment.algorithms.dpo import Dpo, DpoConfig, check_pairs, heldout_pairs
+from alignment.algorithms.reference import Reference, precompute
+from alignment.config import TrainConfig, parse
+from alignment.data.curriculum import fingerprint
+from alignment.data.load import load_rows
+from alignment.data.preference_rows import encode_preference_rows
+from alignment.distributed import rank, world_size
+from alignment.errors import UserError
+from alignment.models import Policy
+from alignment.models.load import load_policy, switch_dropout_off
+from alignment.optim.online_merging import OnlineMergingConfig, make_merging_optimizer
+from alignment.trainer import Evaluation, Trainer, make_accelerator
+from alignment.types import Tree
+from recipes.common import run, weights_fingerprint, write_settings
+
+
+@dataclass
+class DpoRecipe:
+    dataset: str = field(default="", metadata={"help": "Rows with `prompt`, `chosen` and `rejected`."})
+    dataset_split: str = field(default="", metadata={"help": "Split of a hub data set or folder."})
+    eval_dataset: str = field(default="", metadata={"help": "Held-out pairs; empty = no evaluation."})
+    eval_split: str = ""
+    max_rows: int = field(default=0, metadata={"help": "Use the first rows only; 0 = all."})
+    max_length: int = field(default=2048, metadata={"help": "Tokens of a prompt with either of its branches."})
+    overflow: Literal["truncate", "drop", "error"] = "truncate"
+    batch_size: int = field(default=128, metadata={"help": "Pairs per step, over all ranks."})
+    epochs: float = 1.0
+    reference: Literal["precompute", "on_the_fly"] = field(
+        default="precompute",
+        metadata={"help": "Score all pairs once before training, or those of each step (a second model unless LoRA)."},
+    )
+    reference_file: str = field(default="", metadata={"help": "Default: reference_logprobs.jsonl in output_dir."})
+
+    def __post_init__(self):
+        if not self.dataset:
+            raise UserError("dataset is missing: a local file, a folder or a hub name")
+        if self.batch_size < 1 or self.max_length < 2 or self.epochs <= 0:
+            raise UserError("batch_size, max_length and epochs have to be positive (max_length at least 2)")
+
+
+def load_pairs(
+    recipe: DpoRecipe, tokenizer: PreTrainedTokenizerBase, source: str, split: str, say: Callable[[str], None]
+) -> list[Tree]:
+    if not source:
+        return []
+    rows = load_rows(source, split or None, recipe.max_rows or None)
+    trees, report = encode_preference_rows(rows, tokenizer, recipe.max_length, recipe.overflow)
+    say(f"{source}: {report.summary()}")
+    check_pairs(trees, scored=False)
+    return trees
+
+
+def make_reference(recipe: DpoRecipe, train: TrainConfig, policy: Policy, use_peft: bool) -> Reference:
+    """The starting model: with LoRA the base of the policy, on the fly a copy of it, and before training itself."""
+    other = None if use_peft else policy
+    if recipe.reference == "on_the_fly" and not use_peft:
+        other = copy.deepcopy(policy).requires_grad_(False).eval()
+    return Reference(policy, other, train.max_tokens_per_micro_batch)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    kinds = (DpoRecipe, DpoConfig, OnlineMergingConfig, TrainConfig, ModelConfig)
+    recipe, dpo, merging, train, model = parse(*kinds, arguments=arguments)
+    accelerator = make_accelerator(train)
+    policy, tokenizer = load_policy(model)
+    switch_dropout_off(policy)  # policy and reference have to be the same function at the start
+    trees = load_pairs(recipe, tokenizer, recipe.dataset, recipe.dataset_split, accelerator.print)
+    heldout = load_pairs(recipe, tokenizer, recipe.eval_dataset, recipe.eval_split, accelerator.print)
+
+    policy.to(accelerator.device)
+    reference = make_reference(recipe, train, policy, model.use_peft)
+    with accelerator.autocast():
+        if recipe.reference == "precompute":
+            path = Path(recipe.reference_file or Path(train.output_dir) / "reference_logprobs.jsonl")
+            start = fingerprint(weights_fingerprint(policy, adapters=False), train.bf16)
+            precompute([*trees, *heldout], reference, path, start, accelerator.print)
+        else:
+            reference(heldout[rank() :: world_size()])
+
+    evaluation = None
+    if heldout:
+        budget = train.max_tokens_per_micro_batch
+        evaluation = Evaluation(lambda: heldout_pairs(policy, heldout, dpo, budget), "rewards/accuracies")
+    on_the_fly = reference if recipe.reference == "on_the_fly" else None
+    algorithm = Dpo(trees, recipe.batch_size, train.seed, dpo, on_the_fly)
+    write_settings(train.output_dir, recipe, dpo, merging, train, model)
+    steps = train.max_steps or max(1, round(recipe.epochs * algorithm.steps_per_epoch))
+    optimizer = make_merging_optimizer(policy, train, merging)
+    Trainer(accelerator, policy, tokenizer, algorithm, train, steps, evaluation, optimizer).train()
+
+
+if __name__ == "__main__":
+    run(main)
