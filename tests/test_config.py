@@ -5,11 +5,15 @@ from pathlib import Path
 import pytest
 from trl import ModelConfig
 
+from alignment.algorithms.dpo import DpoConfig
 from alignment.algorithms.grpo import GrpoConfig
+from alignment.algorithms.online_dpo import OnlineDpoConfig
 from alignment.algorithms.ppo import PpoConfig
 from alignment.config import TrainConfig, as_dict, parse
 from alignment.errors import UserError
 from alignment.optim.online_merging import OnlineMergingConfig
+from recipes.dpo import DpoRecipe
+from recipes.generate import GenerateRecipe
 from recipes.grpo import GrpoRecipe
 from recipes.ppo import PpoRecipe
 from recipes.rollouts import RolloutRecipe
@@ -19,6 +23,9 @@ RECIPES = Path(__file__).parent.parent / "recipes"
 KINDS = {  # by the end of the file's name
     "sft": (SftRecipe, TrainConfig, ModelConfig),
     "grpo": (GrpoRecipe, GrpoConfig, TrainConfig, ModelConfig),
+    "dpo": (DpoRecipe, DpoConfig, OnlineMergingConfig, TrainConfig, ModelConfig),
+    "online_dpo": (RolloutRecipe, OnlineDpoConfig, DpoConfig, OnlineMergingConfig, TrainConfig, ModelConfig),
+    "generate": (GenerateRecipe, ModelConfig),
     "ppo": (RolloutRecipe, PpoRecipe, PpoConfig, OnlineMergingConfig, TrainConfig, ModelConfig),
 }
 
@@ -37,7 +44,8 @@ ROUTING = [path for path in RECIPES.rglob("*.yaml") if path.name == "rewards.yam
 )
 def test_every_recipe_that_ships_parses(path):
     kind = max((kind for kind in KINDS if path.stem.endswith(kind)), key=len)
-    arguments = ["--config", str(path), "--model_name_or_path", "m", "--dataset", "d", "--output_dir", "o"]
+    arguments = ["--config", str(path), "--model_name_or_path", "m", "--dataset", "d"]
+    arguments += ["--output_dir", "o"] if TrainConfig in KINDS[kind] else []
     assert parse(*KINDS[kind], arguments=arguments)[0].dataset == "d"
 
 
@@ -48,6 +56,8 @@ def test_published_figures_of_the_recipes():
     recipe, grpo, _, _ = parse(*KINDS["grpo"], arguments=["--config", str(RECIPES / "qwen2.5/grpo.yaml")])
     assert grpo.prompts_per_step * grpo.group_size == 2048
     assert recipe.curriculum == "variance"
+    dpo, _, merging, train, _ = parse(*KINDS["dpo"], arguments=["--config", str(RECIPES / "qwen2.5/dpo.yaml")])
+    assert (dpo.epochs, train.learning_rate, merging.merge) == (1, 7e-7, "ondare")
     rollouts, _, ppo, _, train, _ = parse(*KINDS["ppo"], arguments=["--config", str(RECIPES / "qwen1/ppo.yaml")])
     assert (ppo.value_warmup_steps, ppo.group_size, ppo.kl_coef, ppo.value_clip) == (50, 2, 0.04, 0.15)
     assert (train.learning_rate, ppo.value_learning_rate, rollouts.top_p) == (1e-6, 5e-6, 0.9)
