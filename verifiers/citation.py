@@ -1,8 +1,8 @@
 """The `citation` verifier: an answer that quotes and cites passages it was given.
 
-A citation is a marker in square brackets with ids of passages: `[1]`, `[1, 3]`, `[2-4]`, `[1][3]`, `[doc-7]`, `【1】`. A
-bracket is taken for one when its parts are numbers or look like the given ids (letters equal, digits free); other
-brackets, code and formulas are left alone. A quotation is a span in double quotation marks, guillemets or corner
+A citation is a marker in square brackets with ids of passages: `[1]`, `[1, 3]`, `[2-4]`, `[1][3]`, `[doc-7]`, `【1】`.
+A bracket is taken for one when its parts are numbers or look like the given ids (letters equal, digits free);
+other brackets, code and formulas are left alone. A quotation is a span in double quotation marks, guillemets or corner
 brackets, or a Markdown block quote. To it belong the citations inside it, else those right after it, else the nearest
 before and after it on its line, of which one must hold it. A quotation of less than MIN_WORDS words is held to the
 passages only with a citation inside or right after it; otherwise it is a term or a title.
