@@ -16,7 +16,7 @@ from alignment.types import Prompt, Rollout, Sampling
 from verifiers import Verdict
 
 Record = dict[str, Any]
-OWN_COLUMNS = ("prompt_id", "sample", "response", "finish_reason", "status", "score", "detail")
+OWN_COLUMNS = ("prompt_id", "sample", "response", "finish_reason", "status", "score", "detail", "reward_terms")
 
 
 def as_record(rollout: Rollout, verdict: Verdict) -> Record:
