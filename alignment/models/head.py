@@ -8,7 +8,9 @@ kept for the backward pass, which then saves one of four products; otherwise the
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -40,12 +42,15 @@ class Scores:
 
 
 class ScoringHead(nn.Linear):
-    """A linear head that also answers score requests. Being called as a module it works with sharded parameters."""
+    """A linear head that also answers requests: for scores, or any function of (hidden, weight, bias). Being called as
+    a module it works with sharded parameters."""
 
-    def forward(self, hidden: torch.Tensor, request: ScoreRequest | None = None):
+    def forward(self, hidden: torch.Tensor, request: ScoreRequest | Callable[..., Any] | None = None):
         if request is None:
             return super().forward(hidden)
-        return chunked_scores(hidden, self.weight, self.bias, request)
+        if isinstance(request, ScoreRequest):
+            return chunked_scores(hidden, self.weight, self.bias, request)
+        return request(hidden, self.weight, self.bias)
 
 
 def install_scoring_head(head: nn.Module) -> None:
