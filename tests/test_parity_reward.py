@@ -79,7 +79,7 @@ def order(algorithm: RewardModeling) -> list[int]:
 
 
 def encoded(rows: list[dict[str, Any]]) -> list[Tree]:
-    """TRL reads the reward at the last token: the new line that ChatML puts behind the end of a turn, or a text's EOS."""
+    """TRL reads the reward at the last token: the new line that ChatML puts behind a turn's end, or a text's EOS."""
     chat = not isinstance(rows[0]["chosen"], str)
     trees, report = encode_preference_rows(rows, tiny_tokenizer(), 512, end_token="\n" if chat else "<|im_end|>")
     assert report.kept == len(rows)
@@ -114,6 +114,7 @@ def test_margin_and_centring(tmp_path):
     compare(tmp_path, conversations(margins=True), centre=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("accumulate", "max_tokens"), [(3, 16384), (1, 110), (2, 200)])
 def test_gradient_accumulation_against_token_budgets(tmp_path, accumulate, max_tokens):
     compare(tmp_path, conversations(margins=True), max_tokens=max_tokens, accumulate=accumulate, centre=0.05)

@@ -53,7 +53,7 @@ def listwise_loss(
     """The mean over a tree's comparisons of their Bradley-Terry losses, summed over trees. Units: trees.
 
     For k positives among n this is -1/(k(n-k)) sum_{i in pos} sum_{j in neg} log sigma(r_i - r_j), Qwen2.5-Math's loss
-    (arXiv 2409.12122, section 3.2); for a pair the Bradley-Terry loss; for graded labels InstructGPT's over all ranked
+    (arXiv 2409.12122); for a pair the Bradley-Terry loss; for graded labels InstructGPT's over all ranked
     pairs (arXiv 2203.02155, eq. 1). margins_R: by how much a branch should be ahead of every worse one.
     """
     better_C, worse_C = rewards_R[pairs.better_C], rewards_R[pairs.worse_C]

@@ -1,5 +1,5 @@
 """A sequence-classification model whose head is two linear layers with a ReLU between them (Qwen2.5-Math, arXiv
-2409.12122, section 3.2).
+2409.12122).
 
 This file imports torch and transformers only: it is saved beside the weights, so that others load the checkpoint with
 AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True). The weights are named as in
