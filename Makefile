@@ -18,8 +18,8 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
 	@touch $@
 
-quickstart: $(READY) ## Train a small reasoning model on this machine's CPU and show the improvement (about 10 minutes)
-	$(BIN)/python -m recipes.quickstart.run $(ARGS)
+quickstart: $(READY) ## Train a small reasoning model on this CPU and show the improvement (10 minutes; FULL=1: 25)
+	$(BIN)/python -m recipes.quickstart.run $(if $(FULL),--full) $(ARGS)
 
 test: $(READY) ## The fast tests
 	$(BIN)/python -m pytest

@@ -165,7 +165,9 @@ def machine_table(result: dict) -> str:
 TABLES: dict[str, Callable[[dict], str]] = {
     "sft": steps_table,
     "dpo": steps_table,
+    "reward": steps_table,
     "grpo": grpo_table,
+    "ppo": grpo_table,
     "head": head_table,
     "growth": growth_table,
     "rollout": rollout_table,

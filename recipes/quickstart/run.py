@@ -1,8 +1,9 @@
 """The quickstart: a reasoning model from random weights on a CPU, in minutes. `make quickstart`
 
 Makes problems, tokenizer and a small Qwen3-architecture model, then runs the ordinary recipes on them: SFT cold start,
-GRPO with variance-ordered prompts. Held-out pass rates are measured after each stage with the same verifier.
-Finished stages are not run again; delete the folder to start anew.
+GRPO with variance-ordered prompts. With --full (`make quickstart FULL=1`) there are also preference pairs of the SFT
+model's own responses, a reward model, DPO and PPO with all of these. Held-out pass rates are measured after each stage
+with the same verifier. Finished stages are not run again; delete the folder to start anew.
 """
 
 from __future__ import annotations
@@ -21,14 +22,17 @@ import recipes.grpo
 import recipes.sft
 import recipes.verify
 from alignment.errors import UserError
+from alignment.metrics import read_metrics
 from alignment.report import ReportStage, write_report
 from recipes.common import run
+from recipes.quickstart import full
 from recipes.quickstart.model import write_base_model
 from recipes.quickstart.task import make_problems, prompt_rows
 from recipes.quickstart.tokenizer import build_tokenizer
 
 HERE = Path(__file__).parent
 VOCABULARY = 512
+FULL_RUNS = (("Reward model", "reward_model"), ("DPO", "dpo"), ("PPO", "ppo"))
 SFT_ROWS, GRPO_PROMPTS, HELDOUT_SFT, HELDOUT_PROBLEMS, HELDOUT_SAMPLES = 8000, 1500, 200, 300, 4
 TERSE_SHARE = 0.4  # of the demonstrations give the result without working it out
 
@@ -92,6 +96,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, default=Path("runs/quickstart"))
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--full", action="store_true", help="also reward model, DPO and PPO (about 25 minutes in all)")
     parser.add_argument("--debug", action="store_true")
     options = parser.parse_args()
     folder, seed = options.output_dir, options.seed
@@ -112,19 +117,38 @@ def main() -> None:
         paths += ["--output_dir", str(folder / "grpo")]
         recipes.grpo.main(["--config", str(HERE / "grpo.yaml"), *paths, "--seed", str(seed)])
 
-    stages = [
-        stage(folder, "base", "base", None, seed),
-        stage(folder, "sft", "SFT", sft, seed),
-        stage(folder, "grpo", "GRPO", grpo, seed),
-    ]
-    summary = {"stages": stages, "seed": seed}
+    stages = [stage(folder, "base", "base", None, seed), stage(folder, "sft", "SFT", sft, seed)]
+    runs = [ReportStage("SFT", folder / "sft")]
+    summary: dict[str, Any] = {"seed": seed}
+    if options.full:
+        summary["reward_model"] = reward_model(folder, seed)
+        stages.append(stage(folder, "dpo", "DPO", lambda: full.train_dpo(folder, seed), seed))
+        stages.append(stage(folder, "ppo", "PPO", lambda: full.train_ppo(folder, seed), seed))
+        runs += [ReportStage(name, folder / key) for name, key in FULL_RUNS]
+    stages.append(stage(folder, "grpo", "GRPO", grpo, seed))
+    runs.append(ReportStage("GRPO", folder / "grpo"))
+    summary["stages"] = stages
     (folder / "summary.json").write_text(json.dumps(summary, indent=2))
     report = folder / "report.html"
-    write_report(
-        report, "Quickstart", [ReportStage("SFT", folder / "sft"), ReportStage("GRPO", folder / "grpo")], summary
-    )
+    write_report(report, "Quickstart", runs, summary)
     show(stages)
+    if options.full:
+        m = summary["reward_model"]
+        interval = f"{m['ci_low']:.1%} – {m['ci_high']:.1%}"
+        print(f"Reward model: {m['accuracy']:.1%} of held-out pairs in the right order (95 % interval {interval})")
     print(f"Report: {report}")
+
+
+def reward_model(folder: Path, seed: int) -> dict[str, float]:
+    """Pairs and reward model, unless they are there; its last evaluation."""
+    if not (folder / "reward_model" / "result.json").is_file():
+        Console().rule("reward model")
+        if not (folder / "pairs" / "heldout.jsonl").is_file():
+            full.make_pairs(folder, seed)
+        full.train_reward_model(folder, seed)
+        metrics = read_metrics(folder / "reward_model" / "metrics.jsonl", "eval")[-1]
+        (folder / "reward_model" / "result.json").write_text(json.dumps(metrics))
+    return json.loads((folder / "reward_model" / "result.json").read_text())
 
 
 if __name__ == "__main__":
