@@ -38,7 +38,7 @@ def inspect_sft(
     epochs: float = 1,
     overflow: Overflow = "truncate",
     train_on: TrainOn = "all_assistant",
-    empty_thinking: EmptyThinking = "masked",
+    empty_thinking: EmptyThinking = "flagged",
     world_size: int = 1,
     parameter_bytes: int = 4,
     bf16: bool = False,

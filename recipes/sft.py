@@ -32,6 +32,9 @@ class SftRecipe:
     max_length: int = 2048
     overflow: Literal["truncate", "drop", "error"] = "truncate"
     train_on: Literal["all_assistant", "last_assistant"] = "all_assistant"
+    empty_thinking: Literal["flagged", "masked", "scored"] = field(
+        default="flagged", metadata={"help": "Which empty thinking blocks carry loss: those that /no_think asks for."}
+    )
     batch_size: int = field(default=128, metadata={"help": "Rows per step, over all ranks."})
     epochs: float = 1.0
 
@@ -44,7 +47,7 @@ class SftRecipe:
 
 def load_trees(recipe: SftRecipe, tokenizer, source: str, split: str):
     rows = load_rows(source, split or None, recipe.max_rows or None)
-    return encode_sft_rows(rows, tokenizer, recipe.max_length, recipe.overflow, recipe.train_on)
+    return encode_sft_rows(rows, tokenizer, recipe.max_length, recipe.overflow, recipe.train_on, recipe.empty_thinking)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from verifiers.response import with_open_block
 from verifiers.verdict import Verdict
 
 Verifier = Callable[[str, Mapping[str, Any]], Verdict]
@@ -132,13 +133,16 @@ def list_verifiers() -> list[str]:
 
 def verify(verifier: str | Verifier, response: str, row: Mapping[str, Any]) -> Verdict:
     """Run a verifier so that nothing but a wrong name raises: an exception, a missing column or a return value that
-    is no `Verdict` becomes status `error` (unscored). `seconds` is measured where the verifier left it at 0."""
+    is no `Verdict` becomes status `error` (unscored). `seconds` is measured where the verifier left it at 0. A thinking
+    block that the prompt opened (column `think_opened`) and the response never closes holds no answer."""
     info = verifier_info(verifier) if isinstance(verifier, str) else None
     fn = info.fn if info else verifier
     missing = [c for c in info.columns if c not in row] if info else []
     if info and missing:
         has = ", ".join(row) or "no columns"
         return Verdict(None, "error", f"verifier {info.name!r} needs the column {missing[0]!r}; the row has {has}")
+    if info and "think_opened" not in info.optional:
+        response = with_open_block(response, row)
     start = time.perf_counter()
     try:
         verdict = fn(response, row)  # type: ignore[operator]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 _THINK_END, _THINK_START = "</think>", "<think>"
 _FENCE = re.compile(r"^[ \t]*```[ \t]*([\w+-]*)[^\n]*\n(.*?)^[ \t]*```[ \t]*$", re.MULTILINE | re.DOTALL)
@@ -19,6 +21,17 @@ def outside_thinking(response: str) -> str | None:
     _, found, after = response.rpartition(_THINK_END)
     text = after if found else response
     return None if _THINK_START in text else text
+
+
+def with_open_block(response: str, row: Mapping[str, Any]) -> str:
+    """The response, behind a `<think>` when the prompt ended in one (column `think_opened`) and nothing closes it: then
+    it is thinking from end to end.
+
+    >>> with_open_block("hm, 4", {"think_opened": True}), with_open_block("hm</think>4", {"think_opened": True})
+    ('<think>hm, 4', 'hm</think>4')
+    """
+    unclosed = row.get("think_opened") and _THINK_END not in response and not response.startswith(_THINK_START)
+    return _THINK_START + response if unclosed else response
 
 
 def fenced_blocks(text: str) -> list[tuple[str, str]]:

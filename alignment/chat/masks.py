@@ -12,12 +12,21 @@ from transformers import PreTrainedTokenizerBase
 from trl import get_training_chat_template
 
 from alignment.chat.messages import TrainOn, check_messages, turn_weights, without_control_keys
-from alignment.chat.render import Piece, Renderer, TemplateProblem, assistant_header, cut_turns, split_behind
+from alignment.chat.render import (
+    Piece,
+    Renderer,
+    TemplateProblem,
+    assistant_header,
+    cut_turns,
+    split_behind,
+    split_empty_thinking,
+)
 from alignment.chat.template import end_token_ids
+from alignment.chat.thinking import as_flags_ask
 from alignment.chat.tokens import tokenize_pieces
 from alignment.errors import UserError
 
-EmptyThinking = Literal["masked", "scored"]
+EmptyThinking = Literal["flagged", "masked", "scored"]
 
 
 @dataclass(slots=True)
@@ -46,7 +55,7 @@ def encode_messages(
     *,
     train_on: TrainOn = "all_assistant",
     template_arguments: Mapping[str, Any] | None = None,
-    empty_thinking: EmptyThinking = "masked",
+    empty_thinking: EmptyThinking = "flagged",
 ) -> EncodedChat:
     """Encode a conversation; loss falls on what the model writes in its trained turns and nowhere else.
 
@@ -57,8 +66,9 @@ def encode_messages(
     messages: role, content, and optionally tool_calls, reasoning_content, `weight` (a factor on the turn's loss; 0
     switches it off) and `train` (false switches it off).
     template_arguments: the template's variables, such as tools or enable_thinking.
-    empty_thinking: whether an empty `<think></think>` block carries loss. In non-thinking mode it is part of the
-    prompt; scored, it would teach the model to skip thinking by itself.
+    empty_thinking: which empty `<think></think>` blocks carry loss. "flagged": those of answers that `/no_think` asks
+    for (see alignment.chat.thinking), so that the model learns to obey the flag and nothing else. "masked": none.
+    "scored": all, which teaches the model to skip thinking by itself wherever the rows do.
 
     Raises UserError for malformed messages and for a template that cannot be trained exactly, with the remedy.
     """
@@ -72,7 +82,11 @@ def encode_messages(
     if not trained:
         ids = _tokenize_context(render, render(plain))
         return EncodedChat(ids, np.zeros(len(ids), bool), np.zeros(len(ids), np.float32), [])
-    return _assemble(render, _cut(render, plain, trained, empty_thinking == "masked"), weights)
+    shown, flagged = as_flags_ask(plain, trained, render.arguments)
+    masked = {"flagged": set(trained) - flagged, "masked": set(trained), "scored": set()}
+    if empty_thinking not in masked:
+        raise UserError(f"empty_thinking must be flagged, masked or scored, got {empty_thinking!r}")
+    return _assemble(render, _cut(render, shown, trained, masked[empty_thinking]), weights)
 
 
 def encode_prompt(
@@ -89,10 +103,10 @@ def encode_prompt(
     return _tokenize_context(render, render(plain, prompt=True))
 
 
-def _cut(render: Renderer, messages: list[dict], trained: list[int], mask_empty_thinking: bool) -> list[Piece]:
+def _cut(render: Renderer, messages: list[dict], trained: list[int], masked: set[int]) -> list[Piece]:
     """With the model's own template; where that cannot be trained, with TRL's training form of it if there is one."""
     try:
-        return cut_turns(render, messages, trained, mask_empty_thinking)
+        return cut_turns(render, messages, trained, masked)
     except TemplateProblem as problem:
         own = render.tokenizer.get_chat_template(None, render.arguments.get("tools"))
         template = _training_template(render.tokenizer, own)
@@ -100,7 +114,7 @@ def _cut(render: Renderer, messages: list[dict], trained: list[int], mask_empty_
             raise
         try:
             training = Renderer(render.tokenizer, render.arguments, template)
-            pieces = cut_turns(training, messages, trained, mask_empty_thinking)
+            pieces = cut_turns(training, messages, trained, masked)
             prompt = render(messages[: trained[0]], prompt=True)
         except TemplateProblem:
             raise problem from None
@@ -126,19 +140,22 @@ def _tokenize_context(render: Renderer, text: str) -> list[int]:
 def _assemble(render: Renderer, pieces: list[Piece], weights: list[float]) -> EncodedChat:
     tokenizer, header = render.tokenizer, assistant_header(render)
     ends = end_token_ids(tokenizer)
-    # The model's own turns begin on a token border in a history as well, as they do when it generates.
+    # The model's own turns begin on a token border in a history as well, as they do when it generates; and an empty
+    # block ends on one, so that it is the same tokens whether the model writes it or the prompt holds it.
     cut = [
         Piece(text, piece.message)
         for piece in pieces
-        for text in (split_behind(piece.text, header) if piece.message < 0 else [piece.text])
+        for text in (split_behind(piece.text, header) if piece.message < 0 else split_empty_thinking(piece.text))
     ]
     token_ids: list[int] = []
-    turns = []
+    turns: list[Turn] = []
     for piece, ids in zip(cut, tokenize_pieces(tokenizer, [p.text for p in cut]), strict=True):
         if piece.message >= 0:
             length, ended = _written_length(tokenizer, ids, ends)
             start = len(token_ids)
-            turns.append(Turn(piece.message, start, start + length, ended))
+            if turns and turns[-1].message == piece.message:
+                start = turns.pop().start
+            turns.append(Turn(piece.message, start, len(token_ids) + length, ended))
         token_ids += ids
     token_ids = token_ids[: turns[-1].end]
     weight = np.zeros(len(token_ids), np.float32)

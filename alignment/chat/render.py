@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -74,9 +74,10 @@ class Piece:
 
 
 def cut_turns(
-    render: Renderer, messages: Sequence[Mapping[str, Any]], trained: Sequence[int], mask_empty_thinking: bool
+    render: Renderer, messages: Sequence[Mapping[str, Any]], trained: Sequence[int], masked: Collection[int]
 ) -> list[Piece]:
-    """Context and trained turns in alternation, ending with the last trained turn.
+    """Context and trained turns in alternation, ending with the last trained turn. An empty thinking block is context
+    in the turns `masked`, and part of the turn in the others.
 
     Turns that are not trained look as the template shows them in a history. Raises TemplateProblem when the template
     renders no exact prefix, drops the thinking of a trained turn or drops its tool calls.
@@ -86,7 +87,7 @@ def cut_turns(
         before, after = _prompt_and_turn(render, messages, i)
         context = before if position == 0 else _between(render, messages, trained[position - 1], i, before)
         _check_complete(messages[i], i, after)
-        empty = EMPTY_THINKING.match(after) if mask_empty_thinking else None
+        empty = EMPTY_THINKING.match(after) if i in masked else None
         if empty:
             context, after = context + empty[0], after[empty.end() :]
         pieces += [Piece(context), Piece(after, i)]
@@ -175,6 +176,12 @@ def split_behind(text: str, header: str) -> list[str]:
     """Cut a text behind every occurrence of the header."""
     parts = text.split(header) if header else [text]
     return [part + header for part in parts[:-1]] + ([parts[-1]] if parts[-1] else [])
+
+
+def split_empty_thinking(turn: str) -> list[str]:
+    """Cut a turn behind the empty thinking block that it begins with, if it does."""
+    block = EMPTY_THINKING.match(turn)
+    return [block[0], turn[block.end() :]] if block else [turn]
 
 
 def text_after_turn(render: Renderer) -> str:

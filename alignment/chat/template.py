@@ -32,7 +32,7 @@ CHATML = """\
 {{- content }}
 {%- for call in message.tool_calls or [] %}
 {%- set function = call.function or call %}
-{%- if content or not loop.first %}{{- '\\n' }}{%- endif %}
+{%- if content.split('</think>')[-1].strip() or not loop.first %}{{- '\\n' }}{%- endif %}
 {{- '<tool_call>\\n{"name": ' }}{{- function.name | tojson }}{{- ', "arguments": ' }}
 {%- if function.arguments is string %}{{- function.arguments }}{%- else %}{{- function.arguments | tojson }}{%- endif %}
 {{- '}\\n</tool_call>' }}

@@ -46,6 +46,7 @@ def run(options: argparse.Namespace) -> int:
         epochs=recipe.epochs,
         overflow=recipe.overflow,
         train_on=recipe.train_on,
+        empty_thinking=recipe.empty_thinking,
         bf16=train.bf16,
         gradient_checkpointing=train.gradient_checkpointing,
         samples=options.samples,

@@ -4,7 +4,9 @@
 - `prompt`: messages likewise, or text, which is continued as it is (TRL's two formats).
 - `question`: one user turn.
 
-The first of these columns that a row has counts. `tools` and `chat_template_kwargs` go to the chat template.
+The first of these columns that a row has counts. `tools` and `chat_template_kwargs` go to the chat template. Where the
+template opens a thinking block, the prompt's row has `think_opened: true`, so that rewards can tell where a response
+begins. `thinking_budget` (tokens) limits the thinking in this prompt's samples.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from alignment.chat.masks import encode_prompt
 from alignment.chat.messages import check_messages, template_arguments
+from alignment.chat.thinking import opens_thinking
 from alignment.chat.tokens import bos_ids, tokenize_text
 from alignment.errors import UserError
 from alignment.types import Prompt
@@ -75,7 +78,9 @@ def _prompt(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, enable_t
         raise UserError("the conversation ends with an assistant turn, so there is nothing to generate: remove it")
     arguments = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
     arguments |= template_arguments(row)
-    return Prompt(_row_id(row), messages, encode_prompt(tokenizer, messages, template_arguments=arguments), row)
+    token_ids = encode_prompt(tokenizer, messages, template_arguments=arguments)
+    seen = {**row, "think_opened": True} if opens_thinking(tokenizer, token_ids) else row
+    return Prompt(_row_id(row), messages, token_ids, seen)
 
 
 def _row_id(row: Mapping[str, Any]) -> str:

@@ -67,7 +67,7 @@ def encode_sft_rows(
     max_length: int,
     overflow: Overflow = "truncate",
     train_on: TrainOn = "all_assistant",
-    empty_thinking: EmptyThinking = "masked",
+    empty_thinking: EmptyThinking = "flagged",
 ) -> tuple[list[Tree], SftReport]:
     """One tree with one segment per kept row. With weights other than 1 every segment has the column `weights`.
 
@@ -100,7 +100,7 @@ def encode_row(
     row: Mapping[str, Any],
     tokenizer: PreTrainedTokenizerBase,
     train_on: TrainOn = "all_assistant",
-    empty_thinking: EmptyThinking = "masked",
+    empty_thinking: EmptyThinking = "flagged",
 ) -> EncodedChat:
     """Encode one row of any of the formats. Raises UserError when it has none of them or is malformed."""
     if row.get("messages") is not None:

@@ -20,7 +20,7 @@ from rewards.judge.prompt import WITH_REFERENCE, WITHOUT_REFERENCE, JudgePrompt,
 from rewards.judge.score import REASONS, Unscored, read_score
 from rewards.judge.settings import number, score_bounds, seconds
 from rewards.registry import register_reward_factory
-from verifiers.response import outside_thinking
+from verifiers.response import outside_thinking, with_open_block
 
 log = logging.getLogger("rewards")
 
@@ -146,7 +146,7 @@ def make_judge(
         rows = rows_of_columns(columns, len(completions))
         requests: list[bytes | None] = []
         for question, completion, row in zip(prompts, completions, rows, strict=True):
-            answer = outside_thinking(completion_text(completion))
+            answer = outside_thinking(with_open_block(completion_text(completion), row))
             if not answer or not answer.strip():
                 requests.append(None)
                 continue
