@@ -100,5 +100,5 @@ def copy_weights(model: PreTrainedModel | PeftModel, path: Path) -> None:
     if isinstance(model, PeftModel):
         set_peft_model_state_dict(model, load_peft_weights(str(path)))
         return
-    saved = type(model).from_pretrained(path, dtype=model.dtype)
+    saved = type(model).from_pretrained(path, config=load_config(str(path)), dtype=model.dtype)
     model.load_state_dict(saved.state_dict())
