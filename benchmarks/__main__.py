@@ -20,7 +20,7 @@ from benchmarks.roofline import matmul_gflops
 from benchmarks.sides import ROOT, cores, wait_until_quiet
 from benchmarks.tables import fill, read_results
 
-PARTS = ("sft", "reward", "dpo", "grpo", "ppo", "head", "growth", "rollout")
+PARTS = ("sft", "reward", "dpo", "grpo", "ppo", "head", "growth", "rollout", "merging")
 RESULTS = Path(__file__).parent / "results"
 DOCUMENT = ROOT / "docs" / "performance.md"
 PACKAGES = ("torch", "transformers", "trl", "accelerate")

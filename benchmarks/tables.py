@@ -157,6 +157,19 @@ def rollout_table(result: dict) -> str:
     return markdown(["work", "side", "tokens/s", "s", "CPU s", "peak GB", "time", "CPU time"], rows)
 
 
+def merging_table(result: dict) -> str:
+    """One line per optimizer, held against the first."""
+    rows = []
+    for case in result["cases"]:
+        first = next(iter(case["sides"].values()))
+        for name, side in case["sides"].items():
+            disturbed = " (other load)" if side.get("disturbed") else ""
+            per_step = [f"{1000 * side[key] / case['steps']:.0f}" for key in ("seconds", "cpu_seconds")]
+            ratios = [ratio(side[key], first[key]) for key in ("seconds", "cpu_seconds", "working_mb")]
+            rows.append([name + disturbed, *per_step, f"{side['working_mb']:.0f}", *ratios])
+    return markdown(["optimizer", "ms", "CPU ms", "MiB", "time", "CPU time", "memory"], rows)
+
+
 def machine_table(result: dict) -> str:
     rows = [[name, str(value)] for name, value in result.items()]
     return markdown(["machine", "value"], rows)
@@ -171,5 +184,6 @@ TABLES: dict[str, Callable[[dict], str]] = {
     "head": head_table,
     "growth": growth_table,
     "rollout": rollout_table,
+    "merging": merging_table,
     "machine": machine_table,
 }

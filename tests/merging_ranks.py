@@ -1,4 +1,4 @@
-"""Online merging of sharded parameters, run by two processes: `python -m tests.merging_ranks fsdp|zero1|zero2|zero3 BASE`.
+"""Online merging of sharded parameters, in two processes: `-m tests.merging_ranks fsdp|zero1|zero2|zero3 BASE`.
 
 Every check is an assertion here; the gradients are made up, the same on every rank, so a run on whole parameters in the
 same process says what the shards have to be.

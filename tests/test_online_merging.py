@@ -19,8 +19,8 @@ from alignment.config import TrainConfig, parse
 from alignment.errors import UserError
 from alignment.models import Policy
 from alignment.optim.adamw import make_optimizer
+from alignment.optim.merge import elect, largest_entries, random_entries
 from alignment.optim.online_merging import OnlineMerging, OnlineMergingConfig, make_merging_optimizer
-from alignment.optim.sparsify import elect, largest_entries, random_entries
 from alignment.trainer import Trainer, make_accelerator
 from tests.tiny import tiny_model, tiny_tokenizer
 from tests.training import rows, weights_hash
@@ -229,10 +229,21 @@ def test_onties_keeps_the_largest_share_of_each_term_per_tensor():
 
 
 def test_largest_entries_are_exactly_the_share_asked_for_also_among_equals():
-    assert sorted(largest_entries(torch.tensor([1.0, -5.0, 3.0, 0.0, 4.0]), 0.5).tolist()) == [1, 2, 4]
-    assert len(largest_entries(torch.ones(1000), 0.01)) == 10
-    assert len(largest_entries(torch.ones(30), 5e-4)) == 1
-    assert largest_entries(torch.ones(30), 1.0) is None
+    def largest(values, keep):
+        places, found = largest_entries(lambda where: values[where], values, keep)
+        assert torch.equal(values[places], found)
+        return places.tolist()
+
+    assert largest(torch.tensor([1.0, -5.0, 3.0, 0.0, 4.0]), 0.5) == [1, 2, 4]
+    assert len(largest(torch.ones(1000), 0.01)) == 10
+    assert len(largest(torch.zeros(30), 5e-4)) == 1
+    generator = torch.Generator().manual_seed(0)
+    many = torch.randn(700_000, generator=generator)
+    many[1::42] *= 100  # outliers at places that a regular sample passes over, or sees alone
+    for values in (many, many.flip(0), many.roll(-1)):
+        expected = values.abs().topk(7000).indices.sort().values
+        assert largest(values, 0.01) == expected.tolist()
+    assert len(largest(torch.full((700_000,), -2.0), 0.01)) == 7000
 
 
 # --- step-K -----------------------------------------------------------------------------------------------------------

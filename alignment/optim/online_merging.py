@@ -28,7 +28,7 @@ from alignment.distributed import rank
 from alignment.errors import UserError
 from alignment.models.trunk import base_of
 from alignment.optim.adamw import make_optimizer, parameter_groups
-from alignment.optim.sparsify import adam_update, add_at, elect, largest_entries, random_entries, take
+from alignment.optim.merge import Update, largest_entries, merge_largest, merge_random, merge_whole, random_entries
 from alignment.optim.task_vector import (
     fingerprint,
     is_sharded,
@@ -40,7 +40,6 @@ from alignment.optim.task_vector import (
 )
 from alignment.optim.zero import gather, is_partitioned, pieces_of
 
-DELTA, TAU = 0, 1  # the two terms of a merge have masks of their own
 ONTIES_SHARDED = (
     "merge: onties ranks the entries of whole tensors, and here they are sharded (FSDP2, ZeRO): use merge: ondare, or "
     "train with whole parameters on every rank (DDP)"
@@ -125,12 +124,12 @@ class _Slot:
     """What is merged into a tensor of n entries (a parameter, or this rank's shard of one or of several).
 
     stream: what its masks depend on besides seed and step, (parameter index, shard number). tau: [n], None without
-    pull. top: OnTIES' places of tau's kept entries [k], all that `tau` then holds; None for all.
+    pull. largest: for OnTIES, in its stead, the places and values of tau's kept entries.
     """
 
     stream: tuple[int, int]
     tau: torch.Tensor | None
-    top: torch.Tensor | None = None
+    largest: tuple[torch.Tensor, torch.Tensor] | None = None
 
 
 class OnlineMerging(torch.optim.Optimizer):
@@ -248,59 +247,40 @@ class OnlineMerging(torch.optim.Optimizer):
 
     def _merge(self, p: torch.Tensor, group: dict[str, Any]) -> None:
         """Merge the Adam update of the moments as they now are, and what was cached since the last merge, into p."""
-        state, slot = self.state[p], self._slots[p]
+        c, state, slot = self.config, self.state[p], self._slots[p]
         anchor = state.pop("anchor", None)
-        theta = local(p).view(-1)
-        if not theta.numel():
+        weights = [local(t).view(-1) for t in (p, anchor) if t is not None]
+        if not weights[0].numel():
             return
-        moments = [local(state[name]).view(-1) for name in ("exp_avg", "exp_avg_sq")]
-        adam = (state["merge_step"], group["lr"], group["betas"], group["eps"])
-        kept = None if self.config.merge == "onties" else self._draw(theta, slot, state["merge_step"], DELTA)
-        update = adam_update(moments[0], moments[1], kept, *adam)
-        anchor = None if anchor is None else local(anchor).view(-1)
         if group["weight_decay"]:
-            for weights in (theta,) if anchor is None else (theta, anchor):
-                weights.mul_(1 - group["lr"] * group["weight_decay"])
-        if anchor is not None:
-            update.add_(take(theta, kept)).sub_(take(anchor, kept))
-            theta.copy_(anchor)
-        if self.config.merge == "onties":
-            self._merge_largest(theta, update, slot)
+            for flat in weights:
+                flat.mul_(1 - group["lr"] * group["weight_decay"])
+        update = Update(
+            theta=weights[0],
+            exp_avg=local(state["exp_avg"]).view(-1),
+            exp_avg_sq=local(state["exp_avg_sq"]).view(-1),
+            anchor=weights[1] if anchor is not None else None,
+            step=state["merge_step"],
+            lr=group["lr"],
+            betas=group["betas"],
+            eps=group["eps"],
+        )
+        if c.merge_keep == 1:
+            merge_whole(update, slot.tau, c.merge_alpha, by_sign=c.merge == "onties")
+        elif c.merge == "onties":
+            merge_largest(update, slot.largest, c.merge_alpha, c.merge_keep)
         else:
-            self._merge_random(theta, update, kept, slot, state["merge_step"])
+            scale = 1 / c.merge_keep if c.merge_rescale == "unbiased" else 1.0
+            merge_random(update, slot.tau, c.merge_alpha, scale, lambda term: self._draw(update, slot, term))
 
-    def _merge_random(
-        self, theta: torch.Tensor, update: torch.Tensor, kept: torch.Tensor | None, slot: _Slot, step: int
-    ) -> None:
-        """theta + (1 - alpha) F(Delta) + alpha F(tau), F(x) = mask * x [/ p]."""
-        c = self.config
-        scale = 1 / c.merge_keep if c.merge_rescale == "unbiased" else 1.0
-        add_at(theta, kept, update.mul_((1 - c.merge_alpha) * scale))
-        if slot.tau is not None:
-            places = self._draw(theta, slot, step, TAU)
-            there = None if places is None else places.to(slot.tau.device)
-            add_at(theta, places, take(slot.tau, there).to(theta.device) * (c.merge_alpha * scale))
-
-    def _merge_largest(self, theta: torch.Tensor, update: torch.Tensor, slot: _Slot) -> None:
-        """theta + (1 - alpha) F(Delta), elected against alpha F(tau) by the signs of the weighted terms."""
-        c = self.config
-        top = largest_entries(update, c.merge_keep)
-        if top is not None:
-            largest = update[top]
-            update.zero_()[top] = largest
-        update.mul_(1 - c.merge_alpha)
-        if slot.tau is not None:
-            pull = slot.tau.to(theta.device).float() * c.merge_alpha
-            places = slice(None) if slot.top is None else slot.top.to(theta.device)
-            update[places] = elect(update[places], pull)
-        theta.add_(update)
-
-    def _draw(self, theta: torch.Tensor, slot: _Slot, step: int, term: int) -> torch.Tensor | None:
+    def _draw(self, update: Update, slot: _Slot, term: int) -> torch.Tensor:
         """The places that OnDARE keeps of one term."""
-        generator = self._generators.setdefault(theta.device, torch.Generator(theta.device))
-        words = np.random.SeedSequence([self.seed, step, *slot.stream, term])
-        generator.manual_seed(int(words.generate_state(1, np.uint64)[0]))
-        return random_entries(theta.numel(), self.config.merge_keep, generator)
+        device = update.theta.device
+        if device not in self._generators:
+            self._generators[device] = torch.Generator(device)
+        words = np.random.SeedSequence([self.seed, update.step, *slot.stream, term])
+        self._generators[device].manual_seed(int(words.generate_state(1, np.uint64)[0]))
+        return random_entries(update.theta.numel(), self.config.merge_keep, self._generators[device])
 
     # --- tau ----------------------------------------------------------------------------------------------------------
 
@@ -343,10 +323,12 @@ class OnlineMerging(torch.optim.Optimizer):
 
     def _settle(self, slot: _Slot, p: torch.Tensor) -> _Slot:
         """tau on its device, and for OnTIES no more of it than its kept entries."""
-        if slot.tau is not None:
-            tau = slot.tau.flatten()
-            if self.config.merge == "onties":
-                slot.top = largest_entries(tau, self.config.merge_keep)
-                tau = tau if slot.top is None else tau[slot.top]
-            slot.tau = tau.to("cpu" if self.config.merge_device == "cpu" else p.device)
+        if slot.tau is None:
+            return slot
+        tau, device = slot.tau.flatten(), "cpu" if self.config.merge_device == "cpu" else p.device
+        if self.config.merge == "onties" and self.config.merge_keep < 1:
+            places, values = largest_entries(lambda where: tau[where], tau, self.config.merge_keep)
+            slot.tau, slot.largest = None, (places.to(device), values.to(device))
+        else:
+            slot.tau = tau.to(device)
         return slot
