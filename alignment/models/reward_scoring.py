@@ -113,6 +113,7 @@ def load_scorer(
     model, tokenizer = load_scalar(ModelConfig(model_name_or_path=path, dtype=dtype))
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return RewardScorer(model.to(where), tokenizer, end_token, max_length, max_tokens)
-    except RuntimeError as error:
+        model.to(where)
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
         raise UserError(f"device: {where!r} cannot be used: {error}") from error
+    return RewardScorer(model, tokenizer, end_token, max_length, max_tokens)
