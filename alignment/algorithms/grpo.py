@@ -17,14 +17,17 @@ import torch
 from alignment.algorithms.rollouts import (
     add_ref_logprobs,
     add_reward_metrics,
+    check_prompts,
     loss_mask,
+    prompts_fingerprint,
+    refuse_other_prompts,
     rollout_stats,
     sample_records,
     sampler_stats,
     split_over_ranks,
     surrogate_stats,
 )
-from alignment.data.curriculum import Curriculum, PromptScore, fingerprint
+from alignment.data.curriculum import Curriculum, PromptScore
 from alignment.distributed import gather_objects, rank, world_size
 from alignment.errors import UserError
 from alignment.losses.advantages import group_advantages
@@ -95,12 +98,7 @@ class Grpo:
         reference: Policy | None = None,
         max_tokens: int = 16384,
     ):
-        if sampling.temperature <= 0:
-            raise UserError("temperature: greedy samples of a group are all equal; training needs a value above 0")
-        if config.prompts_per_step > len(prompts):
-            raise UserError(
-                f"prompts_per_step: {config.prompts_per_step} exceeds the {len(prompts)} prompts: lower it or add rows"
-            )
+        check_prompts(prompts, config.prompts_per_step, sampling)
         self.policy, self.engine, self.prompts, self.score = policy, engine, list(prompts), score
         self.curriculum, self.config, self.sampling, self.reference = curriculum, config, sampling, reference
         self.max_tokens = max_tokens
@@ -234,14 +232,10 @@ class Grpo:
         self.entropy = metrics.get("entropy", self.entropy)
 
     def state_dict(self) -> dict[str, Any]:
-        prompts = fingerprint([p.id for p in self.prompts])
+        prompts = prompts_fingerprint(self.prompts)
         return {"curriculum": self.curriculum.state_dict(), "entropy": self.entropy, "prompts": prompts}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        if state["prompts"] != self.state_dict()["prompts"]:
-            raise UserError(
-                f"the prompts changed since the checkpoint (fingerprint {state['prompts']} then, "
-                f"{self.state_dict()['prompts']} now): restore them, or start a new run with another output_dir"
-            )
+        refuse_other_prompts(state["prompts"], self.prompts)
         self.curriculum.load_state_dict(state["curriculum"])
         self.entropy = state["entropy"]

@@ -15,8 +15,16 @@ import torch
 
 from alignment.algorithms.dpo import DpoConfig, pair_loss
 from alignment.algorithms.reference import Reference
-from alignment.algorithms.rollouts import add_reward_metrics, loss_mask, rollout_stats, sample_records
-from alignment.data.curriculum import Curriculum, fingerprint
+from alignment.algorithms.rollouts import (
+    add_reward_metrics,
+    check_prompts,
+    loss_mask,
+    prompts_fingerprint,
+    refuse_other_prompts,
+    rollout_stats,
+    sample_records,
+)
+from alignment.data.curriculum import Curriculum
 from alignment.distributed import rank, world_size
 from alignment.errors import UserError
 from alignment.losses.advantages import TINY
@@ -55,12 +63,7 @@ class OnlineDpo:
         reference: Reference,
         seed: int,
     ):
-        if sampling.temperature <= 0:
-            raise UserError("temperature: greedy samples of a prompt are all equal; pairs need a value above 0")
-        if config.prompts_per_step > len(prompts):
-            raise UserError(
-                f"prompts_per_step: {config.prompts_per_step} exceeds the {len(prompts)} prompts: lower it or add rows"
-            )
+        check_prompts(prompts, config.prompts_per_step, sampling)
         self.policy, self.engine, self.prompts, self.score = policy, engine, list(prompts), score
         self.config, self.dpo, self.sampling, self.reference = config, dpo, sampling, reference
         self.order = Curriculum([p.id for p in prompts], "random", seed)
@@ -86,15 +89,10 @@ class OnlineDpo:
         self.engine.load_weights(self.policy, step)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"order": self.order.state_dict(), "prompts": fingerprint([p.id for p in self.prompts])}
+        return {"order": self.order.state_dict(), "prompts": prompts_fingerprint(self.prompts)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        now = self.state_dict()["prompts"]
-        if state["prompts"] != now:
-            raise UserError(
-                f"the prompts changed since the checkpoint (fingerprint {state['prompts']} then, {now} now): restore "
-                "them, or start a new run with another output_dir"
-            )
+        refuse_other_prompts(state["prompts"], self.prompts)
         self.order.load_state_dict(state["order"])
 
 

@@ -18,13 +18,15 @@ from alignment.algorithms.ppo_parts import AdaptiveKl, Pretraining, RunningMomen
 from alignment.algorithms.rollouts import (
     add_ref_logprobs,
     add_reward_metrics,
+    check_prompts,
     loss_mask,
+    prompts_fingerprint,
+    refuse_other_prompts,
     rollout_stats,
     sample_records,
     split_over_ranks,
     surrogate_stats,
 )
-from alignment.data.curriculum import fingerprint
 from alignment.distributed import all_sum, rank, world_size
 from alignment.errors import UserError
 from alignment.losses.advantages import gae
@@ -93,12 +95,7 @@ class Ppo:
         pretraining: Sequence[Tree] = (),
         max_tokens: int = 16384,
     ):
-        if sampling.temperature <= 0:
-            raise UserError("temperature: greedy samples explore nothing; training needs a value above 0")
-        if config.prompts_per_step > len(prompts):
-            raise UserError(
-                f"prompts_per_step: {config.prompts_per_step} exceeds the {len(prompts)} prompts: lower it or add rows"
-            )
+        check_prompts(prompts, config.prompts_per_step, sampling)
         if config.ptx_coef and not pretraining:
             raise UserError("ptx_coef is set but there is no pretraining text: name one with ptx_dataset")
         self.model, self.engine, self.prompts, self.score = model, engine, list(prompts), score
@@ -275,15 +272,11 @@ class Ppo:
             self.kl.update(metrics["kl/completion"], self.config.prompts_per_step * self.config.group_size)
 
     def state_dict(self) -> dict[str, Any]:
-        prompts = fingerprint([p.id for p in self.prompts])
+        prompts = prompts_fingerprint(self.prompts)
         state = {"moments": self.moments.state_dict(), "kl_coef": self.kl.coefficient, "warm_up": self.warm_up}
         return {"prompts": prompts, **state}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        if state["prompts"] != self.state_dict()["prompts"]:
-            raise UserError(
-                f"the prompts changed since the checkpoint (fingerprint {state['prompts']} then, "
-                f"{self.state_dict()['prompts']} now): restore them, or start a new run with another output_dir"
-            )
+        refuse_other_prompts(state["prompts"], self.prompts)
         self.moments.load_state_dict(state["moments"])
         self.kl.coefficient, self.warm_up = state["kl_coef"], state["warm_up"]

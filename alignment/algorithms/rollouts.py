@@ -12,11 +12,37 @@ import numpy as np
 import torch
 from peft import PeftModel
 
+from alignment.data.curriculum import fingerprint
 from alignment.distributed import gather_objects
+from alignment.errors import UserError
 from alignment.losses.policy_gradient import Surrogate
 from alignment.models import Policy
 from alignment.models.score import add_logprobs
-from alignment.types import Rollout, Tree
+from alignment.types import Prompt, Rollout, Sampling, Tree
+
+
+def check_prompts(prompts: Sequence[Prompt], prompts_per_step: int, sampling: Sampling) -> None:
+    """Raises UserError for fewer prompts than a step takes and for greedy sampling."""
+    if sampling.temperature <= 0:
+        raise UserError("temperature: greedy samples of a prompt are all equal; training needs a value above 0")
+    if prompts_per_step > len(prompts):
+        raise UserError(
+            f"prompts_per_step: {prompts_per_step} exceeds the {len(prompts)} prompts: lower it or add rows"
+        )
+
+
+def prompts_fingerprint(prompts: Sequence[Prompt]) -> str:
+    return fingerprint([p.id for p in prompts])
+
+
+def refuse_other_prompts(saved: str, prompts: Sequence[Prompt]) -> None:
+    """Raises UserError when a checkpoint was made with other prompts."""
+    now = prompts_fingerprint(prompts)
+    if saved != now:
+        raise UserError(
+            f"the prompts changed since the checkpoint (fingerprint {saved} then, {now} now): restore them, or start a "
+            "new run with another output_dir"
+        )
 
 
 def loss_mask(rollout: Rollout) -> np.ndarray:
