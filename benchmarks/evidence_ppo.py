@@ -4,7 +4,7 @@
 
 The start is one model: the quickstart's SFT model, trained further on demonstrations and, beside them, plain text that
 PPO then never sees (GSM8K questions and solutions; the demonstrations' words when no --text is given). Every arm trains
-it with several seeds. Held-out pass rate and held-out loss on the text are taken every fifteen steps; runs that are
+it with several seeds. Held-out pass rate and held-out loss on the text are taken every twenty steps; runs that are
 done are not done again.
 """
 
@@ -32,8 +32,8 @@ ARMS: dict[str, dict[str, Any]] = {
     "with ptx": {"ptx_coef": 0.2},
     "Online Merging": {"merge": "ondare", "merge_alpha": 2e-3, "merge_keep": 0.2},
 }
-STEPS, WARM_UP, EVAL_EVERY = 30, 15, 15
-TEXTS, HELDOUT_TEXTS, PROBLEMS = 1500, 100, 150
+STEPS, WARM_UP, EVAL_EVERY = 25, 15, 20
+TEXTS, HELDOUT_TEXTS, PROBLEMS = 1500, 100, 200
 
 
 # --- the start --------------------------------------------------------------------------------------------------------
@@ -149,7 +149,7 @@ def run_arm(folder: Path, arm: str, seed: int, output: Path) -> None:
 def _defaults() -> dict[str, Any]:
     return {
         "prompts_per_step": 32,
-        "group_size": 6,
+        "group_size": 4,
         "mini_batches": 2,
         "value_warmup_steps": WARM_UP,
         "value_warmup_prompts": 128,
