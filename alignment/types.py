@@ -12,22 +12,31 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import torch
 
-FinishReason = Literal["stop", "length", "budget"]
+FinishReason = Literal["stop", "length", "budget", "turns", "time"]
+"""stop: a stop token or string. length: cut at max_tokens or at the model's longest sequence. budget: as stop, but the
+thinking was ended at its budget. turns, time: an episode with tools that reached its limit (alignment.rollout.episodes).
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One question. `row` is the whole data row, handed to rewards as columns."""
+    """One question. `row` is the whole data row, handed to rewards as columns. `thinking_budget` takes the place of the
+    sampling's for this prompt's samples; `max_tokens` is a limit beside the sampling's."""
 
     id: str
     messages: list[dict]
     token_ids: list[int]
     row: Mapping[str, Any] = field(default_factory=dict)
+    thinking_budget: int | None = None
+    max_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
     """How to sample. `temperature=0` is greedy. `top_k=0`, `top_p=1`, `min_p=0` switch a filter off.
+
+    thinking_budget: thinking that has reached so many tokens without `</think>` is ended by a fixed sentence, and the
+    answer is sampled behind it (alignment.rollout.thinking); None = never.
 
     A sample depends only on (seed, step, prompt id, sample index) and the weights, never on its neighbours.
     """
@@ -40,6 +49,7 @@ class Sampling:
     stop_token_ids: tuple[int, ...] = ()
     stop: tuple[str, ...] = ()
     seed: int = 0
+    thinking_budget: int | None = None
 
 
 @dataclass(slots=True)
@@ -49,6 +59,10 @@ class Rollout:
     `logprobs` are those of the distribution really sampled from: after temperature and, with top-k, top-p or min-p,
     renormalised over the kept tokens. `kept` holds those token ids (int32, one array per completion token), so that
     training can renormalise the new policy over the same set; it is None when nothing was cut off.
+
+    `loss_mask` is False at tokens that the policy did not draw: the sentence that ended its thinking, what tools gave.
+    They have no log-probability (NaN) and an empty kept set. None: it drew all of them.
+    `messages`: of an episode with tools its assistant and tool messages, and `text` is then the last answer's.
     """
 
     prompt: Prompt
@@ -63,6 +77,7 @@ class Rollout:
     kept: list[np.ndarray] | None = None
     reward: float | None = None
     reward_terms: dict[str, float | None] = field(default_factory=dict)
+    messages: list[dict] | None = None
 
 
 @dataclass(slots=True)

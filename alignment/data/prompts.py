@@ -72,7 +72,8 @@ def _prompt(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, enable_t
     if content is None:
         raise UserError(f"needs the column `messages`, `prompt` or `question`; its columns are {sorted(row)}")
     if isinstance(content, str) and row.get("messages") is None and row.get("prompt") is not None:
-        return Prompt(_row_id(row), [], [*bos_ids(tokenizer), *tokenize_text(tokenizer, content)], row)
+        token_ids = [*bos_ids(tokenizer), *tokenize_text(tokenizer, content)]
+        return Prompt(_row_id(row), [], token_ids, row, _thinking_budget(row))
     messages = check_messages([{"role": "user", "content": content}] if isinstance(content, str) else content)
     if messages[-1]["role"] == "assistant":
         raise UserError("the conversation ends with an assistant turn, so there is nothing to generate: remove it")
@@ -80,7 +81,14 @@ def _prompt(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, enable_t
     arguments |= template_arguments(row)
     token_ids = encode_prompt(tokenizer, messages, template_arguments=arguments)
     seen = {**row, "think_opened": True} if opens_thinking(tokenizer, token_ids) else row
-    return Prompt(_row_id(row), messages, token_ids, seen)
+    return Prompt(_row_id(row), messages, token_ids, seen, _thinking_budget(row))
+
+
+def _thinking_budget(row: Mapping[str, Any]) -> int | None:
+    budget = row.get("thinking_budget")
+    if budget is not None and (isinstance(budget, bool) or not isinstance(budget, int) or budget < 0):
+        raise UserError(f"thinking_budget must be a number of tokens, 0 or more, got {budget!r}")
+    return budget
 
 
 def _row_id(row: Mapping[str, Any]) -> str:

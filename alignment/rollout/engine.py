@@ -2,12 +2,14 @@
 
 A prompt is prefilled once, packed with others; its keys and values serve all its samples. Rows that finish leave the
 batch at once and waiting prompts take their place. What a sample becomes depends on its own random stream only.
+Thinking that reaches its budget is ended by tokens put into the row, which enter its cache together.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import cast
@@ -20,13 +22,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from alignment.errors import UserError
 from alignment.packing import TreeLayout, use_tree_attention
 from alignment.rollout.cache import DecodeCache
+from alignment.rollout.extension import Extension
 from alignment.rollout.products import LogitsHead, transposed_weights
-from alignment.rollout.sampling import Drawn, draw, random_stream
+from alignment.rollout.sampling import Drawn, draw, random_stream, truncates
+from alignment.rollout.thinking import ThinkingTokens, ThinkingWatch, watches
 from alignment.types import FinishReason, Prompt, Rollout, Sampling
 
 MAX_PREFILL_TOKENS = 8192
 FEW_STEPS = 32
 """Completions at most this long do not repay a rearrangement of the weights."""
+NO_TOKENS = np.empty(0, dtype=np.int32)
 
 
 @dataclass(slots=True)
@@ -40,7 +45,7 @@ class Job:
 
 @dataclass(slots=True)
 class Row:
-    """A sample being decoded."""
+    """A sample being decoded. inserted: where tokens stand that were not drawn, as (start, end)."""
 
     group: int
     prompt: Prompt
@@ -51,6 +56,8 @@ class Row:
     logprobs: list[float] = field(default_factory=list)
     kept: list[np.ndarray] | None = None
     finish_reason: FinishReason | None = None
+    watch: ThinkingWatch | None = None
+    inserted: tuple[int, int] | None = None
 
 
 class TransformersEngine:
@@ -68,6 +75,7 @@ class TransformersEngine:
         use_tree_attention(self.base)
         self.policy_step = 0
         self.longest = _longest_sequence(self.base.config)
+        self.thinking = ThinkingTokens(tokenizer)
 
     def load_weights(self, model: torch.nn.Module, step: int) -> None:
         """Stamp the coming rollouts with `step`; take over the weights when `model` is not the one sampled from."""
@@ -80,7 +88,8 @@ class TransformersEngine:
     def generate(self, prompts: Sequence[Prompt], n: int, sampling: Sampling, step: int = 0) -> list[list[Rollout]]:
         """n rollouts of every prompt, in the order of the prompts.
 
-        Raises UserError for an empty prompt and for one that leaves no room within the model's longest sequence.
+        Raises UserError for an empty prompt, for one that leaves no room within the model's longest sequence, and for a
+        thinking budget that leaves none for an answer.
         """
         modes = {module: module.training for module in self.model.modules()}
         self.model.eval()
@@ -96,10 +105,13 @@ class TransformersEngine:
         cache, head = DecodeCache(), LogitsHead(self.base.get_output_embeddings())
         rows: list[Row] = []
         waiting = deque(self._jobs(prompts, n))
+        budgets = watches(self.thinking, prompts, sampling)
         while waiting or rows:
             admitted = self._admit(waiting, len(rows))
             if admitted:
-                rows += self._prefill(admitted, cache, head, sampling, step)
+                rows += self._prefill(admitted, cache, head, sampling, step, budgets)
+            elif budgets and (behind := self._behind(rows, cache)):
+                self._extend(behind, rows, cache, head, sampling)
             elif rows:
                 self._decode(rows, cache, head, sampling)
             # from the back, so that the row that moves into a gap has been looked at
@@ -157,7 +169,13 @@ class TransformersEngine:
         return output.last_hidden_state.flatten(0, 1)
 
     def _prefill(
-        self, jobs: list[Job], cache: DecodeCache, head: LogitsHead, sampling: Sampling, step: int
+        self,
+        jobs: list[Job],
+        cache: DecodeCache,
+        head: LogitsHead,
+        sampling: Sampling,
+        step: int,
+        budgets: Mapping[int, tuple[int, bool]],
     ) -> list[Row]:
         """Prefill the prompts and draw the first token of each of their samples."""
         lengths = [len(job.prompt.token_ids) for job in jobs]
@@ -175,11 +193,20 @@ class TransformersEngine:
             for index in job.indices:
                 cache.add_row(slot)
                 stream = random_stream(sampling.seed, step, job.prompt.id, index)
-                limit = min(sampling.max_tokens, self.longest - len(job.prompt.token_ids))
-                rows.append(Row(job.group, job.prompt, index, stream, limit))
+                rows.append(Row(job.group, job.prompt, index, stream, self._limit(job.prompt, sampling)))
+                if job.group in budgets:
+                    rows[-1].watch = ThinkingWatch(self.thinking, *budgets[job.group])
+                    self._stop_thinking(rows[-1], sampling)  # a budget of 0
         repeats = torch.tensor([len(job.indices) for job in jobs], device=logits.device)
-        self._draw(rows, logits.repeat_interleave(repeats, dim=0), sampling)
+        logits = logits.repeat_interleave(repeats, dim=0)
+        if any(row.inserted for row in rows):
+            logits = logits[[not row.inserted for row in rows]]
+        self._draw([row for row in rows if not row.inserted], logits, sampling)
         return rows
+
+    def _limit(self, prompt: Prompt, sampling: Sampling) -> int:
+        longest = min(sampling.max_tokens, self.longest - len(prompt.token_ids))
+        return longest if prompt.max_tokens is None else min(longest, prompt.max_tokens)
 
     def _decode(self, rows: list[Row], cache: DecodeCache, head: LogitsHead, sampling: Sampling) -> None:
         """One more token for every row."""
@@ -188,7 +215,35 @@ class TransformersEngine:
         cache.end_step()
         self._draw(rows, head(hidden), sampling)
 
+    def _behind(self, rows: list[Row], cache: DecodeCache) -> list[int]:
+        """The places of rows whose newest tokens are not in the cache, beyond the one that the next step feeds; as many
+        as fit into one pass."""
+        places: list[int] = []
+        tokens = 0
+        for place, row in enumerate(rows):
+            if not row.inserted or row.inserted[1] < len(row.token_ids):
+                continue
+            tokens += len(row.token_ids) - cache.row_lengths[place]
+            if places and tokens > MAX_PREFILL_TOKENS:
+                break
+            places.append(place)
+        return places
+
+    def _extend(
+        self, places: list[int], rows: list[Row], cache: DecodeCache, head: LogitsHead, sampling: Sampling
+    ) -> None:
+        """Feed all tokens of these rows that are not in the cache, and draw the next one of each."""
+        new = [rows[place].token_ids[cache.row_lengths[place] :] for place in places]
+        extension = Extension(cache, places, [len(ids) for ids in new])
+        positions = extension.positions()
+        hidden = self._forward([i for ids in new for i in ids], positions, True, decode=extension)
+        extension.end()
+        ends = torch.tensor(np.cumsum([len(ids) for ids in new]), device=hidden.device)
+        self._draw([rows[place] for place in places], head(hidden[ends - 1]), sampling)
+
     def _draw(self, rows: list[Row], logits: torch.Tensor, sampling: Sampling) -> None:
+        if not rows:
+            return
         uniforms = [row.stream.random() for row in rows]
         drawn = draw(logits, uniforms, sampling)
         for place, row in enumerate(rows):
@@ -205,6 +260,21 @@ class TransformersEngine:
             row.finish_reason = "stop"
         elif len(row.token_ids) >= row.limit:
             row.finish_reason = "length"
+        elif row.watch is not None:
+            self._stop_thinking(row, sampling)
+
+    def _stop_thinking(self, row: Row, sampling: Sampling) -> None:
+        """Put the sentence into a row whose thinking has reached its budget. Where it leaves no room for an answer
+        within the model's longest sequence the row goes on as it is, and is cut there."""
+        assert row.watch is not None
+        ids, start = self.thinking.stop_ids, len(row.token_ids)
+        if not row.watch.must_stop(row.token_ids) or start + len(ids) >= row.limit:
+            return
+        row.inserted = (start, start + len(ids))
+        row.token_ids += ids
+        row.logprobs += [math.nan] * len(ids)
+        if truncates(sampling):
+            row.kept = (row.kept or []) + [NO_TOKENS] * len(ids)
 
     def _ends_with_stop_string(self, row: Row, sampling: Sampling) -> bool:
         """Whether the newest token completed a stop string; a token holds at least one byte, so few need decoding."""
@@ -214,15 +284,21 @@ class TransformersEngine:
         return any(text.count(s) > before.count(s) for s in sampling.stop)
 
     def _rollout(self, row: Row, sampling: Sampling) -> Rollout:
+        finish_reason, loss_mask = cast(FinishReason, row.finish_reason), None
+        if row.inserted:
+            start, end = row.inserted
+            loss_mask = [not start <= i < end for i in range(len(row.token_ids))]
+            finish_reason = "budget" if finish_reason == "stop" else finish_reason
         return Rollout(
             prompt=row.prompt,
             index=row.index,
             token_ids=row.token_ids,
             logprobs=row.logprobs,
             text=cast(str, self.tokenizer.decode(row.token_ids, skip_special_tokens=True)),
-            finish_reason=cast(FinishReason, row.finish_reason),
+            finish_reason=finish_reason,
             policy_step=self.policy_step,
             temperature=sampling.temperature,
+            loss_mask=loss_mask,
             kept=row.kept,
         )
 
