@@ -2,7 +2,7 @@
 
 Makes problems, tokenizer and a small Qwen3-architecture model, then runs the ordinary recipes on them: SFT cold start,
 GRPO with variance-ordered prompts. With --full (`make quickstart FULL=1`) there are also preference pairs of the SFT
-model's own responses, a reward model, DPO and PPO with all of these. Held-out pass rates are measured after each stage
+model's own responses, a reward model, and DPO and PPO between SFT and GRPO. Held-out pass rates are measured after each stage
 with the same verifier. Finished stages are not run again; delete the folder to start anew.
 """
 
@@ -112,9 +112,11 @@ def main() -> None:
         paths += ["--eval_dataset", str(data / "heldout_sft.jsonl"), "--output_dir", str(folder / "sft")]
         recipes.sft.main(["--config", str(HERE / "sft.yaml"), *paths, "--seed", str(seed)])
 
+    before, grpo_name = ("ppo", "grpo_after_ppo") if options.full else ("sft", "grpo")
+
     def grpo() -> None:
-        paths = ["--model_name_or_path", str(folder / "sft" / "model"), "--dataset", str(data / "grpo.jsonl")]
-        paths += ["--output_dir", str(folder / "grpo")]
+        paths = ["--model_name_or_path", str(folder / before / "model"), "--dataset", str(data / "grpo.jsonl")]
+        paths += ["--output_dir", str(folder / grpo_name)]
         recipes.grpo.main(["--config", str(HERE / "grpo.yaml"), *paths, "--seed", str(seed)])
 
     stages = [stage(folder, "base", "base", None, seed), stage(folder, "sft", "SFT", sft, seed)]
@@ -125,8 +127,8 @@ def main() -> None:
         stages.append(stage(folder, "dpo", "DPO", lambda: full.train_dpo(folder, seed), seed))
         stages.append(stage(folder, "ppo", "PPO", lambda: full.train_ppo(folder, seed), seed))
         runs += [ReportStage(name, folder / key) for name, key in FULL_RUNS]
-    stages.append(stage(folder, "grpo", "GRPO", grpo, seed))
-    runs.append(ReportStage("GRPO", folder / "grpo"))
+    stages.append(stage(folder, grpo_name, "GRPO", grpo, seed))
+    runs.append(ReportStage("GRPO", folder / grpo_name))
     summary["stages"] = stages
     (folder / "summary.json").write_text(json.dumps(summary, indent=2))
     report = folder / "report.html"
