@@ -18,6 +18,8 @@ from alignment.checkpoint import checkpoints
 from alignment.config import TrainConfig, parse
 from alignment.errors import UserError
 from alignment.models import Policy
+from alignment.models.actor_critic import ActorCritic
+from alignment.models.load_scalar import scalar_from_policy
 from alignment.optim.adamw import make_optimizer
 from alignment.optim.merge import elect, largest_entries, random_entries
 from alignment.optim.online_merging import OnlineMerging, OnlineMergingConfig, make_merging_optimizer
@@ -216,16 +218,17 @@ def test_onties_weighs_before_it_elects():
 def test_onties_keeps_the_largest_share_of_each_term_per_tensor():
     """eps = 1 makes Adam's first step -lr g / (|g| + 1): -0.075, 0.05, 0.025, -0.02. Half of each tensor is kept."""
     parameters, optimizer = merging(
-        [[0.0] * 4, [0.0] * 2],
-        [[0.1, -0.2, 0.8, 0.4], [0.6, 0.5]],
+        [[0.0] * 4, [0.0] * 2, [0.0] * 4],
+        [[0.1, -0.2, 0.8, 0.4], [0.6, 0.5], [0.05, 0.3, -0.01, 0.0]],
         adam={**ADAM, "eps": 1.0},
         merge="onties",
         merge_alpha=0.5,
         merge_keep=0.5,
     )
-    take_steps(parameters, optimizer, [[[3.0, -1.0, -1 / 3, 0.25], [0.25, -1.0]]])
+    take_steps(parameters, optimizer, [[[3.0, -1.0, -1 / 3, 0.25], [0.25, -1.0], [3.0, -1.0, -1 / 3, 0.25]]])
     assert parameters[0].tolist() == pytest.approx([-0.0375, 0.025, 0.4, 0.2])
     assert parameters[1].tolist() == pytest.approx([0.3, 0.025])
+    assert parameters[2].tolist() == pytest.approx([-0.0375, 0.175, 0.0, 0.0])  # both terms kept the same entries
 
 
 def test_largest_entries_are_exactly_the_share_asked_for_also_among_equals():
@@ -424,6 +427,26 @@ def test_drift_in_sfts_direction_grows_with_alpha(tmp_path, base_model, merge):
     assert drifts[2] > 5 * drifts[1] > 0
     # unbiased OnDARE adds alpha tau a step; OnTIES adds the larger half of it, which is longer than half of tau
     assert drifts[3] == pytest.approx(0.6, abs=0.03) if merge == "ondare" else 0.4 < drifts[3] < 0.6
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_of_policy_and_value_the_policy_is_merged_and_the_value_gets_adamw(tmp_path, base_model, shared):
+    train = TrainConfig(output_dir=str(tmp_path), learning_rate=1e-3, weight_decay=0.1)
+    models = []
+    for _ in range(2):
+        policy = Policy(tiny_model("qwen3"))
+        models.append(ActorCritic(policy, scalar_from_policy(policy, shared, "state")))
+    rates, merged = {"value": 1e-2}, config(merge_alpha=0.1, merge_keep=0.5, merge_base_model=base_model)
+    optimizers = [make_optimizer(models[0], train, rates), make_merging_optimizer(models[1], train, merged, rates)]
+    assert sorted(g["peak"] for g in optimizers[1].param_groups if not g["merge"])[-1] == 1e-2
+    for model, optimizer in zip(models, optimizers, strict=True):
+        generator = torch.Generator().manual_seed(0)
+        for p in model.parameters():
+            p.grad = torch.randn(p.shape, generator=generator)
+        optimizer.step()
+    policy_parameters = set(models[0].policy.parameters())
+    for (name, p), q in zip(models[0].named_parameters(), models[1].parameters(), strict=True):
+        assert torch.equal(p, q) == (p not in policy_parameters), name
 
 
 def test_adapters_are_refused_unless_there_is_no_pull(tmp_path, base_model):
