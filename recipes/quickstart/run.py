@@ -2,8 +2,8 @@
 
 Makes problems, tokenizer and a small Qwen3-architecture model, then runs the ordinary recipes on them: SFT cold start,
 GRPO with variance-ordered prompts. With --full (`make quickstart FULL=1`) there are also preference pairs of the SFT
-model's own responses, a reward model, and DPO and PPO between SFT and GRPO. Held-out pass rates are measured after each stage
-with the same verifier. Finished stages are not run again; delete the folder to start anew.
+model's own responses, a reward model, and DPO and PPO between SFT and GRPO. Held-out pass rates are measured after each
+stage with the same verifier. Finished stages are not run again; delete the folder to start anew.
 """
 
 from __future__ import annotations
