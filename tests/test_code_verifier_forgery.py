@@ -121,6 +121,8 @@ def f(x):
     "            os.write(fd, len(text).to_bytes(4, 'little') + text)\n        except OSError: pass\n    os._exit(0)",
     "cyclic data": "def f(x):\n    r = []\n    r.append(r)\n    return r",
     "huge integer": "def f(x): return 10 ** 1000000",
+    "members that hash alike": "def f(x): return {k * (2**61 - 1) for k in range(500)}",
+    "huge fraction": "from fractions import Fraction\ndef f(x): return Fraction(1 << 200_000, 3)",
     "large result": "def f(x): return 'x' * 12_000_000",
     "handle of the tests": "class H: pass\ndef f(x): return {'h': [0, 'f']}",
     "changed arguments": "def f(x): return [x]",

@@ -16,6 +16,10 @@ from fractions import Fraction
 from typing import Any
 
 MAX_DEPTH = 100
+# Texts of a few MB could otherwise keep their reader busy for an hour: equal hashes make sets and dicts quadratic, and
+# reducing a fraction is quadratic in its digits.
+MAX_EQUAL_HASHES = 64
+MAX_FRACTION_BITS = 1 << 16
 _ATOMS = frozenset({str, bool, type(None)})
 _SMALL = 1 << 63
 
@@ -108,12 +112,17 @@ def _decode_tagged(tag: str, content: Any, handle: Callable[[Any], Any] | None, 
     if tag == "h" and handle is not None:
         return handle(content)
     if tag == "d":
-        return {decode(k, handle, depth + 1): decode(v, handle, depth + 1) for k, v in content}
+        pairs = [(decode(k, handle, depth + 1), decode(v, handle, depth + 1)) for k, v in content]
+        _check_hashes([key for key, _ in pairs])
+        return dict(pairs)
     if tag in ("t", "s", "z"):
         if type(content) is not list:
             raise CodecError("not an encoded value")
-        items = (decode(v, handle, depth + 1) for v in content)
-        return tuple(items) if tag == "t" else set(items) if tag == "s" else frozenset(items)
+        items = [decode(v, handle, depth + 1) for v in content]
+        if tag == "t":
+            return tuple(items)
+        _check_hashes(items)
+        return set(items) if tag == "s" else frozenset(items)
     if tag == "i":
         return int(content, 16)
     if tag == "f":
@@ -128,8 +137,16 @@ def _decode_tagged(tag: str, content: Any, handle: Callable[[Any], Any] | None, 
     if tag == "D":
         return Decimal(content)
     if tag == "Q":
+        if any(type(part) is not int or part.bit_length() > MAX_FRACTION_BITS for part in parts):
+            raise CodecError(f"a fraction of other than whole numbers of up to {MAX_FRACTION_BITS} bits")
         return Fraction(*parts)
     raise CodecError(f"unknown tag {tag!r}")
+
+
+def _check_hashes(members: list[Any]) -> None:
+    hashes = sorted(map(hash, members))
+    if any(first == last for first, last in zip(hashes, hashes[MAX_EQUAL_HASHES:])):
+        raise CodecError(f"more than {MAX_EQUAL_HASHES} members hash alike")
 
 
 def to_bytes(tree: Any) -> bytes:
