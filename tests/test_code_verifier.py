@@ -64,6 +64,16 @@ def test_longer_fence_may_hold_a_shorter_one():
     assert extract_code('````python\nx = """\n```\n"""\n````') == 'x = """\n```\n"""\n'
 
 
+def test_windows_line_ends_close_a_block():
+    assert extract_code("```python\r\na = 1\r\n```\r\nDone.\r\n") == "a = 1\r\n"
+
+
+@pytest.mark.parametrize("line", ["```" + "a" * 300_000 + "`", "```" + " " * 300_000 + "`", "```x`\n" * 50_000])
+def test_endless_repetition_is_read_in_linear_time(line):
+    assert extract_code(line) is None
+    assert extract_code(f"{line}\n```python\na = 1\n```") == "a = 1\n"
+
+
 @pytest.mark.parametrize("response", ["", "def add(a, b): return a + b", "```python\n\n```", "<think>never ends"])
 def test_response_without_code_is_unparsed(response):
     verdict = code(response, ADD_CASES)

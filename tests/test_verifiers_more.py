@@ -55,6 +55,27 @@ def test_json(response, row, status):
     check("json", response, row, status)
 
 
+NESTED = {"type": "array", "items": {"$ref": "#"}}
+
+
+@pytest.mark.parametrize(
+    ("response", "schema", "status"),
+    [
+        ("[" * 30 + "]" * 30, NESTED, "pass"), ("[" * 900 + "]" * 900, NESTED, "fail"), ("[5]", NESTED, "fail"),
+        ("1e999", {"multipleOf": 0.01}, "unparsed"), ('"' + "a" * 40 + 'b"', {"pattern": "^(a+)+$"}, "timeout"),
+        ("[1]", {"$ref": "#"}, "error"), ("```json\n" * 50_000, {}, "unparsed"),
+    ],
+    ids=range(7),
+)  # fmt: skip
+def test_no_json_talks_its_way_out_of_a_fail(response, schema, status):
+    check("json", response, {"schema": schema}, status)
+
+
+def test_edit_similarity_counts_insertions_and_deletions():
+    assert verify("text", "abcd", {"answer": "bxd", "match": "edit"}).score == pytest.approx(1 - 3 / 7)
+    check("text", "e o" * 6000, {"answer": "the quick brown fox " * 900, "match": "edit"}, "fail")
+
+
 def call(name, arguments):
     return f'<tool_call>\n{{"name": "{name}", "arguments": {arguments}}}\n</tool_call>'
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json as json_library
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from verifiers.registry import register_verifier
 from verifiers.response import fenced_blocks, outside_thinking
 from verifiers.verdict import Verdict
+from verifiers.worker import Worker, WorkerTimeoutError
 
 MAX_LENGTH = 1_000_000
+_TOO_DEEP = "nested too deeply to be checked"
+_schema_worker = Worker("verifiers.json:check_schema", timeout_s=5.0)
 
 
 def _gold_value(gold: Any, row: Mapping[str, Any]) -> str:
@@ -24,7 +28,8 @@ def json(response: str, row: Mapping[str, Any]) -> Verdict:
     """Valid JSON, in the last fenced block or as the whole answer, that keeps `schema` and equals `answer`.
 
     `schema`: a JSON schema, as an object or as text. `answer`: the expected value (numbers 1 and 1.0 are equal, true
-    and 1 are not). Repeated keys and NaN are no JSON.
+    and 1 are not). Repeated keys, NaN and numbers beyond the range of floats are no JSON. A schema that takes more than
+    5 s to check (a pattern can take exponential time) is a timeout.
 
     >>> json('{"a": 1}', {"schema": {"type": "object", "required": ["a"]}}).status
     'pass'
@@ -46,7 +51,10 @@ def json(response: str, row: Mapping[str, Any]) -> Verdict:
         value = _load(source)
     except (ValueError, RecursionError) as error:
         return Verdict(0.0, "unparsed", f"no JSON: {error}")
-    broken = _schema_violation(value, row["schema"]) if row.get("schema") is not None else ""
+    try:
+        broken = _schema_violation(value, row["schema"]) if row.get("schema") is not None else ""
+    except WorkerTimeoutError:
+        return Verdict(0.0, "timeout", "checking the schema took too long")
     if not broken and "answer" in row and not same_json(value, row["answer"]):
         broken = "not the expected value"
     return Verdict(0.0, "fail", broken) if broken else Verdict(1.0, "pass")
@@ -61,20 +69,49 @@ def _load(text: str) -> Any:
             raise ValueError("an object has a key twice")
         return dict(pairs)
 
-    return json_library.loads(text, parse_constant=refuse, object_pairs_hook=unique)
+    def finite(digits: str) -> float:
+        if math.isinf(float(digits)):
+            refuse(f"{digits[:20]}…")
+        return float(digits)
+
+    return json_library.loads(text, parse_constant=refuse, parse_float=finite, object_pairs_hook=unique)
 
 
 def _schema_violation(value: Any, schema: Any) -> str:
+    schema = json_library.loads(schema) if isinstance(schema, str) else schema
+    try:
+        violation, fault = _schema_worker.call([value, schema])
+    except RecursionError:  # of the text on its way to the worker
+        violation, fault = _TOO_DEEP, ""
+    if fault:
+        raise ValueError(fault)
+    return str(violation)
+
+
+def check_schema(request: list[Any]) -> list[str]:
+    """Runs in the worker. [value, schema] -> [what the value violates, what is wrong with the schema itself]."""
     import jsonschema
 
-    schema = json_library.loads(schema) if isinstance(schema, str) else schema
+    value, schema = request
     validator = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
     try:
         validator.check_schema(schema)
     except jsonschema.SchemaError as error:
-        raise ValueError(f"column 'schema' is no JSON schema: {error.message}") from error
-    worst = jsonschema.exceptions.best_match(validator(schema).iter_errors(value))
-    return f"{worst.json_path}: {worst.message}"[:300] if worst else ""
+        return ["", f"column 'schema' is no JSON schema: {error.message}"]
+    try:
+        worst = jsonschema.exceptions.best_match(validator(schema).iter_errors(value))
+    except RecursionError:
+        return [_TOO_DEEP, ""] if _depth(value) > 50 else ["", "column 'schema' refers to itself without end"]
+    return [f"{worst.json_path}: {worst.message}"[:300] if worst else "", ""]
+
+
+def _depth(value: Any) -> int:
+    depth, level = 0, [value]
+    while level:
+        depth += 1
+        level = [part for one in level if isinstance(one, (list, dict))
+                 for part in (one.values() if isinstance(one, dict) else one)]  # fmt: skip
+    return depth
 
 
 def same_json(left: Any, right: Any) -> bool:

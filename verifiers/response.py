@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 _THINK_END, _THINK_START = "</think>", "<think>"
-_FENCE = re.compile(r"^[ \t]*```[ \t]*([\w+-]*)[^\n]*\n(.*?)^[ \t]*```[ \t]*$", re.MULTILINE | re.DOTALL)
+_FENCE = re.compile(r"^[ \t]*```([^\n]*)$", re.MULTILINE)
 
 
 def outside_thinking(response: str) -> str | None:
@@ -40,4 +40,13 @@ def fenced_blocks(text: str) -> list[tuple[str, str]]:
     >>> fenced_blocks("as\\n```json\\n{}\\n```\\n")
     [('json', '{}\\n')]
     """
-    return [(match[1].lower(), match[2]) for match in _FENCE.finditer(text)]
+    blocks = []
+    opening = None
+    for fence in _FENCE.finditer(text):
+        if opening is None:
+            opening = fence
+        elif not fence[1].strip():
+            language = re.match(r"[ \t]*([\w+-]*)", opening[1])
+            blocks.append((language[1].lower() if language else "", text[opening.end() + 1 : fence.start()]))
+            opening = None
+    return blocks

@@ -12,7 +12,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "java": ("java",),
     "bash": ("bash", "sh", "shell"),
 }
-_FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,})[ \t]*([^\s`]*)[^\n`]*$", re.MULTILINE)
+_FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,})([^\n]*)$", re.MULTILINE)
 
 
 def outside_thinking(response: str) -> str:
@@ -28,10 +28,13 @@ def fenced_blocks(text: str) -> list[tuple[str, str]]:
     blocks = []
     position = 0
     while opening := _FENCE.search(text, position):
-        fence, tag = opening[1], opening[2].lower()
-        closing = re.compile(rf"^ {{0,3}}{re.escape(fence[0])}{{{len(fence)},}}[ \t]*$", re.MULTILINE)
+        if "`" in opening[2]:  # code within a line
+            position = opening.end()
+            continue
+        fence, tag = opening[1], opening[2].lower().split()[:1]
+        closing = re.compile(rf"^ {{0,3}}{re.escape(fence[0])}{{{len(fence)},}}[ \t\r]*$", re.MULTILINE)
         end = closing.search(text, opening.end())
-        blocks.append((tag, text[opening.end() + 1 : end.start() if end else len(text)]))
+        blocks.append(("".join(tag), text[opening.end() + 1 : end.start() if end else len(text)]))
         position = end.end() if end else len(text)
     return blocks
 
