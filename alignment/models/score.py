@@ -11,38 +11,45 @@ from alignment.models.actor_critic import ActorCritic
 from alignment.models.policy import Policy
 from alignment.models.scalar import ScalarModel
 from alignment.packing import cut
-from alignment.types import PackedBatch, Tree
+from alignment.types import PackedBatch, Segment, Tree
 
 
 @torch.no_grad()
 def add_logprobs(policy: Policy, trees: Sequence[Tree], column: str, max_tokens: int, temperature: float = 1.0) -> None:
     """Write the policy's log-probability of every scored token into `segment.columns[column]`."""
     for micro in _with_scored_tokens(trees, max_tokens):
-        _write(micro, column, policy(micro.to(policy.device), temperature=temperature).logprobs_N)
+        write_column(micro, column, policy(micro.to(policy.device), temperature=temperature).logprobs_N)
 
 
 @torch.no_grad()
 def add_scalars(model: ScalarModel, trees: Sequence[Tree], column: str, max_tokens: int) -> None:
     """Write the model's number (value or reward) at every scored token into `segment.columns[column]`."""
     for micro in _with_scored_tokens(trees, max_tokens):
-        _write(micro, column, model(micro.to(model.device)))
+        write_column(micro, column, model(micro.to(model.device)))
 
 
 @torch.no_grad()
 def add_values(model: ActorCritic, trees: Sequence[Tree], column: str, max_tokens: int) -> None:
     """Write the value of the state before every scored token into `segment.columns[column]`."""
     for micro in _with_scored_tokens(trees, max_tokens):
-        _write(micro, column, model(micro.to(model.device), value_only=True).values_N)
+        write_column(micro, column, model(micro.to(model.device), value_only=True).values_N)
 
 
 def _with_scored_tokens(trees: Sequence[Tree], max_tokens: int) -> list[PackedBatch]:
     return [micro for micro in cut(trees, max_tokens) if micro.rows]
 
 
-def _write(micro: PackedBatch, column: str, values_N: torch.Tensor) -> None:
+def write_column(micro: PackedBatch, column: str, values_N: torch.Tensor) -> None:
+    """Hand values at the scored positions of a packed row, [N] or [N, W], back to its segments as a float32 column;
+    zero at tokens that are not scored."""
     ends = np.flatnonzero(np.diff(micro.score_row_N.cpu().numpy())) + 1
     for segment, values in zip(micro.sources, np.split(values_N.float().cpu().numpy(), ends), strict=True):
-        assert segment.scored is not None
-        full = np.zeros(len(segment.token_ids), dtype=np.float32)
-        full[segment.scored] = values
-        segment.columns[column] = full
+        segment.columns[column] = at_scored(segment, values)
+
+
+def at_scored(segment: Segment, values: np.ndarray) -> np.ndarray:
+    """Values at the scored tokens of a segment, as a column of all its tokens, zero elsewhere."""
+    assert segment.scored is not None
+    full = np.zeros((len(segment.token_ids), *values.shape[1:]), dtype=np.float32)
+    full[segment.scored] = values
+    return full

@@ -1,0 +1,37 @@
+"""The student of a distillation: a policy that answers with its divergence from a teacher."""
+
+from __future__ import annotations
+
+import torch
+from peft import PeftModel
+from torch import nn
+from transformers import PreTrainedModel
+
+from alignment.models.head import Scores
+from alignment.models.policy import Policy
+from alignment.models.soft_head import SoftRequest, SoftScores, soft_score
+from alignment.types import PackedBatch
+
+
+class Student(nn.Module):
+    """Wraps the policy, so that backbone and head run within one forward of whatever wraps it for several devices."""
+
+    def __init__(self, policy: Policy):
+        super().__init__()
+        self.policy = policy
+
+    @property
+    def parts(self) -> dict[str, PreTrainedModel | PeftModel]:
+        """The models that a checkpoint holds, by the name of their folder."""
+        return self.policy.parts
+
+    @property
+    def device(self) -> torch.device:
+        return self.policy.device
+
+    def forward(self, batch: PackedBatch, request: SoftRequest | None = None) -> SoftScores | Scores:
+        """At the scored positions of a packed row; without a request the log-probabilities of its tokens."""
+        if request is None:
+            return self.policy(batch)
+        hidden_NH = self.policy.hidden_states(batch).index_select(0, batch.score_index_N)
+        return soft_score(self.policy.base.get_output_embeddings(), hidden_NH, request)
