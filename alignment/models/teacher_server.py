@@ -17,11 +17,13 @@ from typing import Any
 import httpx2
 import numpy as np
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from alignment.errors import UserError
 from alignment.losses.divergence import FLOOR, with_rest
+from alignment.models.load import load_tokenizer
 from alignment.models.score import at_scored
-from alignment.models.teacher import IDS, LOG_P
+from alignment.models.teacher import IDS, LOG_P, check_same_tokenizer, vocabulary_of
 from alignment.types import Segment, Tree
 
 _MAX_DELAY_S = 30.0
@@ -176,3 +178,30 @@ def _key(variable: str) -> str:
     if not key:
         raise UserError("teacher_api_key_env: there is no such environment variable, or it is empty")
     return key
+
+
+def load_server_teacher(
+    url: str,
+    tokenizer: PreTrainedTokenizerBase,
+    tokenizer_path: str = "",
+    model: str = "",
+    api_key_env: str = "",
+    timeout_s: float = 600.0,
+    connections: int = 16,
+) -> VllmTeacher:
+    """The teacher behind a server. tokenizer: the student's. tokenizer_path: where the teacher's is; empty = where the
+    server says that it loaded the model from.
+
+    Raises UserError for another tokenizer, for one that is not found, and as VllmTeacher does.
+    """
+    teacher = VllmTeacher(url, vocabulary_of(tokenizer), model, api_key_env, timeout_s, connections=connections)
+    where = tokenizer_path or teacher.root
+    try:
+        own = load_tokenizer(where)
+    except UserError as error:
+        raise UserError(
+            f"teacher {teacher.url}: its tokenizer is not at {where}; name it with teacher_tokenizer, a hub name or a "
+            "folder"
+        ) from error
+    check_same_tokenizer(tokenizer, own, teacher.url)
+    return teacher
