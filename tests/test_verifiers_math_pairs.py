@@ -39,6 +39,16 @@ $18.90 ~ 18.9
 5 cm ~ 5\text{ cm}
 5 ~ 5\,\mathrm{m/s}
 5\text{ cm}^2 ~ 5
+12 ~ 12 cm squared
+12\text{ cm}^2 ~ 12\text{ cm squared}
+12\text{ cm}^2 ~ 12 square cm
+6\text{ m/s} ~ 6m/s
+12 ~ 12 quarters
+A ~ (A) red apples
+B ~ \text{(B)}\ 12
+A, B ~ (A) and (B)
+(1,\infty) ~ \{x | x>1\}
+\{1,|x|\} ~ \{|x|,1\}
 5 centimeters ~ 5 cm
 90 ~ 90^\circ
 90° ~ 90^{\circ}
@@ -194,6 +204,28 @@ x>3 ~ x<3
 1012 ~ 1012_2
 5 cm ~ 5 m
 5 km ~ 5 miles
+5 cm ~ 5%
+50% ~ 50 cm
+$5 ~ 5%
+30^\circ ~ 30\%
+5 cm ~ 5x
+12\text{ apples} ~ 12x
+12\text{ cm}^2 ~ 12\text{ cm cubed}
+12 ~ 12 squared
+12 ~ 12 halves
+12 ~ 12\text{ hundredths}
+12 ~ 12\text{ thirteenths}
+12 ~ 12 dozens
+12 ~ 12 factorial
+12 ~ 12 degrees below zero
+12 ~ 12\text{ (not sure)}
+12 ~ 12 never
+A ~ (A) or (B)
+A ~ (A) and (B)
+A ~ (A) (B)
+A ~ (A) is wrong
+A ~ \text{(A)} \text{(B)}
+(1,\infty) ~ \{x | x<1\}
 50% ~ 5%
 50% ~ 0.50%
 0.5 ~ 50

@@ -36,6 +36,28 @@ def test_choice(response, status):
     check("choice", response, CITIES, status)
 
 
+@pytest.mark.parametrize("row", [{"answer": "A"}, {"answer": "A", "choices": ["red", "green"]}])
+@pytest.mark.parametrize(
+    "response",
+    [
+        r"\boxed{(A) or (B)}", "(A) (B)", "(A) and B", "A. B.", "A: B", r"\boxed{A.B}", "Answer: A) or B)",
+        "The answer is A or B", "The answer is (A) or (B).", "The answer is A, B.", "The answer is A/B",
+        "The answer is **A** or **B**", "The answer is A or maybe B", "The answer is A. No: the answer is A or B",
+        "Answer: A) red or B) green",
+    ],
+)  # fmt: skip
+def test_an_answer_that_names_two_options_chooses_none(response, row):
+    check("choice", response, row, "unparsed")
+
+
+@pytest.mark.parametrize(
+    "response",
+    ["The answer is A, I think", "The answer is A, not B", "A) red", "(A) red", "A. red", "The answer is A."],
+)
+def test_one_option_with_words_around_it_is_chosen(response):
+    check("choice", response, {"answer": "A"}, "pass")
+
+
 def test_choice_refuses_a_row_whose_answer_is_no_option():
     check("choice", "B", {"answer": "D", "choices": ["x", "y"]}, "error")
     check("choice", "B", {"answer": 2, "choices": ["x", "y"]}, "error")

@@ -15,6 +15,12 @@ from verifiers.verdict import Verdict
 _LETTER = re.compile(r"\(?([A-Za-z])\)?(?:[.:)]|\s*$)")
 _STATED = re.compile(r"\b(?i:answer|choice|option)(?:\s+is)?\s*:?\s*\**\(?([A-Z])\)?\**(?![\w'])")
 
+# A second option beside the first: an answer that names two chooses none.
+_ANOTHER = re.compile(r"(?:or|and)\b|(?:.*\s)?\(?[a-j]\)|[a-j](?:[.:]|$)", re.DOTALL)
+_AND_ANOTHER = re.compile(
+    r"\s*(?:[,/&]|(?:or|and)\b)\s*(?:(?:also|maybe|perhaps|possibly|option)\s+)?\**\(?[A-HJ-Z]\)?(?![\w'])"
+)
+
 
 def chosen_letter(response: str, row: Mapping[str, Any]) -> str | None:
     """The letter of the option chosen, None where none was.
@@ -42,7 +48,7 @@ def choice(response: str, row: Mapping[str, Any]) -> Verdict:
     'pass'
     >>> choice(r"\boxed{\text{Paris}}", {"answer": 1, "choices": ["Rome", "Paris"]}).status
     'pass'
-    >>> choice("A or B", {"answer": "A", "choices": ["Rome", "Paris"]}).status
+    >>> choice("The answer is A or B", {"answer": "A", "choices": ["Rome", "Paris"]}).status
     'unparsed'
 
     Raises ValueError when the row's answer is none of its options.
@@ -84,9 +90,12 @@ def _chosen(text: str, options: list[str]) -> str | None:
         if found and found[1].upper() in letters:
             letter = found[1].upper()
             # "B) Paris" names its option twice; the two must agree.
-            return letter if not rest or not options or rest == options[letters.index(letter)] else None
-    stated = _STATED.findall(text)
-    return stated[-1].upper() if stated and stated[-1].upper() in letters else None
+            agrees = rest == options[letters.index(letter)] if options else not _ANOTHER.match(rest)
+            return letter if not rest or agrees else None
+    stated = next(reversed(list(_STATED.finditer(text))), None)
+    if stated is None or _AND_ANOTHER.match(text, stated.end()):
+        return None
+    return stated[1] if stated[1] in letters else None
 
 
 def _normalise(text: str) -> str:

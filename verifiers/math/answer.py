@@ -13,8 +13,11 @@ from verifiers.math.words import ALL_REALS, FUNCTIONS, GREEK, MULTIPLIERS, NO_SO
 
 _WORDS = re.compile(r"[A-Za-z'\-\s.,()/\x01\x02]+")
 _LETTERS = re.compile(r"\(?[a-z]\)?(?:(?: ?, ?| and |, and )\(?[a-z]\)?)+")
-# "(B) 12": the label of an option in front of its content. "(B) - 1" is an expression.
-_OPTION = re.compile(r"(?:\x01\(([A-E])\)\s*\x02|\(([A-E])\)(?=\s+[^-+*/^=]))\s*([^\s,;].*)")
+# "(B) 12": the label of an option in front of its content. "(B) - 1" is an expression, "(A) or (B)" are two options.
+_OPTION = re.compile(
+    r"(?:\x01\(([A-E])\)\s*\x02|\(([A-E])\)(?=\s+[^-+*/^=]))\s*"
+    r"(?!\x01?\s*(?:(?:or|and|not|is|isn't)\b|\([A-E]\)))([^\s,;].*)"
+)
 _NUMERAL = re.compile(r"([0-9A-Za-z]{2,})\s*_\s*\{?\s*(\d{1,2})\s*\}?")
 _RELATION_FLIPPED = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "=": "=", "!=": "!="}
 
@@ -278,9 +281,10 @@ def _choose(node: object, plus: bool) -> Node:
 
 
 def letters_as_units(node: Node) -> Node:
-    """Symbols as units: the m and s of `6 m/s`, for a value that is known to be a quantity."""
+    """Symbols as units: the m and s of `6 m/s`, for a value that is known to be a quantity. A small letter that is no
+    unit's is a variable."""
     if node[0] == "sym":
-        return ("unit", node[1])
+        return ("unit", node[1]) if node[1] in UNIT_ALIASES or not node[1].islower() else node
     if node[0] in ("mul", "add"):
         return (node[0], [letters_as_units(part) for part in node[1]])
     if node[0] in ("div", "pow", "neg"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from verifiers.math.tokens import MathSyntaxError, Token
@@ -13,6 +14,7 @@ from verifiers.math.words import (
     GREEK,
     MATRICES,
     MULTIPLIERS,
+    NOT_AFTER_NUMBERS,
     NOT_UNITS,
     TRIGONOMETRIC,
     UNITS,
@@ -77,6 +79,7 @@ class AtomParser:
         if token.kind == "text":
             if not after_value:
                 raise MathSyntaxError("words where a value should stand")
+            self.no_change_of_number(token.value)
             return _quantity(token.value)
         if token.kind == "env":
             return self.matrix(token)
@@ -117,10 +120,17 @@ class AtomParser:
         if after_value and word.lower() in MULTIPLIERS:
             return ("num", MULTIPLIERS[word.lower()])
         if after_value and (token.spaced or len(word) > 3 or word in UNITS):
+            self.no_change_of_number(word)
             return _unit(word)
         if len(word) > 3:
             raise MathSyntaxError(f"the word {word!r} where a value should stand")
         return ("mul", [("sym", letter) for letter in word])
+
+    def no_change_of_number(self, text: str) -> None:
+        """The words of the token that was just taken are no unit when they change what stands before them."""
+        first = text.lower().split()[:1]
+        if NOT_AFTER_NUMBERS.intersection(first) and self.tokens[self.at - 2].kind not in ("word", "text"):
+            raise MathSyntaxError(f"{text!r} changes the number before it")
 
     def subscripted(self, name: str) -> Node:
         if self.take("op", "_"):
@@ -202,11 +212,12 @@ class AtomParser:
         if name == "infty":
             return ("inf",)
         if name == "{":
+            if (variable := self.peek()) and variable.kind == "word" and self.next_is("op", "|", ahead=1):
+                self.at += 2
+                return self.condition()
             items = [] if self.next_is("cmd", "}") else self.items()
-            if len(items) == 1 and items[0][0] == "sym" and (self.take("cmd", "mid") or self.take("op", "|")):
-                items = self.items()  # { x | condition }: the condition says it all
-                self.expect("cmd", "}")
-                return self.joined(items)
+            if len(items) == 1 and items[0][0] == "sym" and self.take("cmd", "mid"):
+                return self.condition()
             self.expect("cmd", "}")
             return ("set", items)
         if name in ("emptyset", "varnothing"):
@@ -236,6 +247,12 @@ class AtomParser:
                 self.expect("cmd", closing)
                 return ("call", function, [node])
         raise MathSyntaxError(f"the command \\{name} is not read here")
+
+    def condition(self) -> Node:
+        """The rest of { x | condition }, which says it all."""
+        items = self.items()
+        self.expect("cmd", "}")
+        return self.joined(items)
 
     def marked(self, mark: str) -> Node:
         r"""`\vec{v}` is named v and the segment `\overline{AB}` AB; `\bar{z}` is not z."""
@@ -324,7 +341,7 @@ def _quantity(text: str) -> Node:
 
 
 def _unit(word: str) -> Node:
-    if any(part in NOT_UNITS for part in word.lower().replace("'", "").split()):
+    if not NOT_UNITS.isdisjoint(re.findall(r"[a-z]+", word.lower().replace("'", ""))):
         raise MathSyntaxError(f"{word!r} is not a unit")
     return ("unit", word)
 

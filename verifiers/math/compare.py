@@ -43,7 +43,7 @@ def same_answer(gold: Answer, given: Answer) -> bool:
     if gold.unit and not given.unit and symbols(given.value) and not symbols(gold.value):
         value, unit = split_unit(letters_as_units(given.value))
         given = replace(given, value=value, unit=unit)
-    if _units_conflict(gold.unit, given.unit):
+    if _units_conflict(gold.unit, given.unit) or _percent_conflict(gold, given):
         return False
     if any(not same_value(given.value, member) for member in given.also):
         return False
@@ -105,8 +105,16 @@ def _units_conflict(gold: str | None, given: str | None) -> bool:
     return bool(left and right and left != right and {left, right} != {"degree", "radian"})
 
 
+def _percent_conflict(gold: Answer, given: Answer) -> bool:
+    """Percent against a known unit: `5%` is not `5 cm`."""
+    quantity = given if gold.percent else gold
+    return gold.percent != given.percent and bool(_known_units(quantity.unit))
+
+
 def _known_units(unit: str | None) -> str:
-    parts = re.findall(r"[a-z$]+(?:\^[-\d]+)?|/", unit or "")
+    unit = re.sub(r"\b(?:square|sq) (\w+)|(\w+) squared\b", r"\1\2^2", unit or "")
+    unit = re.sub(r"\bcubic (\w+)|(\w+) cubed\b", r"\1\2^3", unit)
+    parts = re.findall(r"[a-z$]+(?:\^[-\d]+)?|/", unit)
     return " ".join(part for part in parts if part == "/" or part.split("^")[0] in _KNOWN_UNITS).strip(" /")
 
 

@@ -24,7 +24,11 @@ UNITS = _words("""cm mm km kg mg ml mL dm nm ft in yd mi lb lbs oz hr hrs min mi
 # Words that change or deny what stands beside them, so that they cannot be read as a unit.
 NOT_UNITS = _words("""not no is isnt are than but if minus plus times less more least most about approximately between
     either neither nor maybe possibly probably the a an dozen half quarter score pair greater fewer over under around
-    nearly wrong undefined false true""")
+    nearly wrong undefined false true below never cannot excluded""")
+# Words that change the number right before them: "12 halves", "12 squared". "12 cm squared" is a quantity.
+NOT_AFTER_NUMBERS = _words("""squared cubed factorial halves thirds fourths fifths sixths sevenths eighths ninths tenths
+    elevenths twelfths thirteenths fourteenths fifteenths sixteenths twentieths thirtieths hundredths thousandths
+    millionths dozens twice double triple choose inverse reciprocal zero""")
 RELATIONS = {
     "=": "=", "==": "=", "<": "<", ">": ">", "<=": "<=", ">=": ">=", "!=": "!=", "leq": "<=", "le": "<=", "geq": ">=",
     "ge": ">=", "neq": "!=", "ne": "!=", "lt": "<", "gt": ">", "leqslant": "<=", "geqslant": ">=", "equiv": "=",
