@@ -12,8 +12,8 @@ from typing import Any
 from alignment.rollout.sampling import random_stream
 from alignment.types import Prompt
 
-KEPT_COLUMNS = ("tools", "chat_template_kwargs")
-"""What a row hands to the chat template, and what the training rows made from it have to hand to it, too."""
+KEPT_COLUMNS = ("tools", "chat_template_kwargs", "task")
+"""What the training rows made from a row keep of it: what the chat template is handed, and which task it belongs to."""
 
 
 @dataclass(frozen=True, slots=True)
