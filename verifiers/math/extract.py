@@ -8,6 +8,8 @@ The rule, first match wins, on the text outside the thinking block:
 4. the whole text, when it is one short line that reads as an answer by itself;
 5. the last display or inline formula (`$…$`, `\(…\)`, `\[…\]`), when nothing but punctuation or a unit follows it;
 6. the last number, when it stands alone, that is, when it is not an operand of an expression.
+
+Rules 5 and 6 take nothing that is denied, approximate, a bound or the last of several ("not 5", "about 5", "6 or 5").
 """
 
 from __future__ import annotations
@@ -29,6 +31,12 @@ _NUMBER = re.compile(
 )
 _SENTENCE_END = re.compile(r"\.(?=\s|$)|\n")
 _BOLD = re.compile(r"(?<![\w)}*])\*\*(?=[^\s*])([^*\n]+)(?<=[^\s*])\*\*(?![\w({*])")
+_NOT_STATED = re.compile(
+    r"(?:\b(?:not|cannot be|than|least|most|about|approximately|roughly|around|nearly|almost)|n't(?: be)?|[≈~<>≤≥≠]"
+    r"|[\d$)]\s*,?\s*or(?:\s+(?:maybe|perhaps|possibly))?)\s*$|\d[ \xa0]$",
+    re.IGNORECASE,
+)
+_DENIED = re.compile(r"[\s$]*(?:is|was)(?:n't|\s+(?:not|wrong|incorrect))\b")
 _WHOLE_MAX = 200
 _TAIL_MAX = 2000  # rules 3, 5 and 6 look no further back; bounds their regular expressions
 
@@ -89,9 +97,14 @@ def _whole(text: str) -> str | None:
 
 def _last_formula(text: str) -> str | None:
     last = next(reversed(list(_FORMULA.finditer(text))), None)
-    if last is None or re.search(r"[\d\\=+*/^]", text[last.end() :]):
+    if last is None or re.search(r"[\d\\=+*/^]", text[last.end() :]) or not _is_stated(text, last):
         return None
     return _group(last)
+
+
+def _is_stated(text: str, match: re.Match[str]) -> bool:
+    before = text[max(0, match.start() - 40) : match.start()]
+    return not _NOT_STATED.search(before) and not _DENIED.match(text, match.end())
 
 
 def _group(match: re.Match[str]) -> str | None:
@@ -106,6 +119,6 @@ def _last_number(text: str) -> str | None:
     glued = last.start() > 0 and text[last.start() - 1].isalnum()
     operand_before = re.search(r"(?:[-+−*/^_{\\(×÷·]|[\d)],)$", before[-2:])
     operand_after = re.match(r"[A-Za-z\\{]|\s*[+*/^_}!√]", text[last.end() :])
-    if glued or operand_before or operand_after:
+    if glued or operand_before or operand_after or not _is_stated(text, last):
         return None
     return last.group().strip()
