@@ -149,6 +149,13 @@ class Distill:
                 )
             self.order = Curriculum([p.id for p in on_policy.prompts], "random", seed)
 
+    @property
+    def steps_per_epoch(self) -> float:
+        """Over the prompts; over the rows when nothing is sampled."""
+        if self.on_policy is not None and self.config.prompts_per_step:
+            return len(self.on_policy.prompts) / self.config.prompts_per_step
+        return self.rows.steps_per_epoch if self.rows is not None else 0
+
     # --- collecting -------------------------------------------------------------------------------------------------
 
     def collect(self, step: int) -> Episode:
