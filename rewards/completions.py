@@ -1,4 +1,4 @@
-"""The text of a completion in either of TRL's forms."""
+"""The texts of prompts and completions in either of TRL's forms."""
 
 from __future__ import annotations
 
@@ -20,6 +20,21 @@ def completion_text(completion: Completion) -> str:
         return completion
     for message in reversed(completion):
         if message.get("role") == "assistant":
-            content = message.get("content") or ""
-            return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
+            return _content(message)
     raise ValueError("a conversational completion has no assistant message")
+
+
+def prompt_text(prompt: str | Sequence[Mapping[str, Any]]) -> str:
+    """A plain prompt as it is; of a conversation the content of the last user message, "" without one.
+
+    >>> prompt_text([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2 + 2?"}])
+    '2 + 2?'
+    """
+    if isinstance(prompt, str):
+        return prompt
+    return next((_content(message) for message in reversed(prompt) if message.get("role") == "user"), "")
+
+
+def _content(message: Mapping[str, Any]) -> str:
+    content = message.get("content") or ""
+    return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)

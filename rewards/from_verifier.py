@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from rewards.completions import Completion, completion_text
+from rewards.completions import Completion, completion_text, prompt_text
 from verifiers import Status, VerifierInfo, verifier_info, verify_all
 from verifiers.registry import did_you_mean
 
@@ -17,8 +17,9 @@ _REPORTED: tuple[Status, ...] = ("unparsed", "timeout", "error")
 def from_verifier(name: str, defaults: Mapping[str, Any] | None = None) -> RewardFn:
     """The reward that gives each completion its verdict's score, and None (unscored) for status `error`.
 
-    name: a registered verifier or `package.module:function`. The row that the verifier sees is made of the columns, and
-    of `defaults` (column -> value) where a row has nothing.
+    name: a registered verifier or `package.module:function`. The row that the verifier sees is made of the columns, of
+    the prompt (column `prompt`: its text, in a conversation the last user message's), and of `defaults` (column ->
+    value) where a row has nothing.
     Through the `log_metric` argument it reports the rates of unparsed, timeout and error verdicts.
     Raises ValueError for an unknown name and for defaults that the verifier does not read.
     """
@@ -28,7 +29,8 @@ def from_verifier(name: str, defaults: Mapping[str, Any] | None = None) -> Rewar
     short = name.rpartition(":")[2]
 
     def reward(prompts: Sequence[Any], completions: Sequence[Completion], **columns: Any) -> list[float | None]:
-        rows = [{**fixed, **row} for row in rows_of_columns(columns, len(completions))]
+        asked = [{"prompt": text} if (text := prompt_text(prompt)) else {} for prompt in prompts]
+        rows = [{**fixed, **own, **row} for own, row in zip(asked, rows_of_columns(columns, len(completions)))]
         verdicts = verify_all(name, [completion_text(c) for c in completions], rows)
         log_metric = columns.get("log_metric")
         if log_metric is not None and verdicts:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
+import verifiers.code
 from verifiers.code import check, code, code_weak, compare, extract, use_backend
 from verifiers.code.extract import extract_code
 from verifiers.code.languages import MissingTool
@@ -40,8 +41,9 @@ def judge(source: str, row: dict, language: str = "python") -> Verdict:
 
 
 def test_docstring_examples_hold():
-    for module in (extract, compare):
-        assert doctest.testmod(module).failed == 0
+    for module in (verifiers.code, extract, compare):
+        result = doctest.testmod(module)
+        assert result.attempted > 0 and result.failed == 0
 
 
 # Extraction
@@ -136,6 +138,22 @@ def test_check_function_with_helpers_of_the_prompt():
     assert judge("    return x // 2", row).status == "pass"  # a continuation of the prompt
     cheat = "def double(x):\n    return x\n\ndef halve(x):\n    return x"
     assert judge(cheat, row).status == "fail"  # the tests use the prompt's own helper
+
+
+def test_the_functions_header_may_stand_in_a_fenced_block_of_the_prompt():
+    prompt = "Complete it:\n```python\nimport math\n\ndef area(r):\n    ...\n```\nThanks."
+    row = {"prompt": prompt, "entry_point": "area", "test": "def check(c):\n    assert c(0) == 0.0\n"}
+    assert judge("    return math.pi * r * r", row).status == "pass"
+    assert judge("def area(r):\n    return math.pi * r * r", row).status == "pass"
+    assert judge("def other(): pass", row).status == "fail"
+
+
+@pytest.mark.parametrize("fence", ["", "```"])
+def test_a_complete_function_in_the_prompt_is_not_the_answer(fence):
+    prompt = f"{fence}\ndef area(r):\n    return 3.0 * r * r\n{fence}\n"
+    row = {"prompt": prompt, "entry_point": "area", "test": "def check(c):\n    assert c(1) == 3.0\n"}
+    assert judge("pass", row).status == "fail"
+    assert judge("def area(r):\n    return r * r * 3.0", row).status == "pass"
 
 
 def test_asserts_find_the_function_by_their_own_text():

@@ -72,6 +72,14 @@ def test_a_verifier_reward_scores_both_completion_forms_and_leaves_errors_unscor
     assert reward(prompts=[[], []], completions=chat, answer=["2", "2"], trainer_state=object()) == [1.0, 0.0]
 
 
+def test_a_verifier_reward_sees_the_prompt(registry):
+    register_verifier("asked")(lambda response, row: Verdict(float(row.get("prompt") == response), "fail"))
+    chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
+    reward = from_verifier("asked")
+    assert reward(["x", chat, ""], ["x", "c", "y"]) == [1.0, 1.0, 0.0]
+    assert reward(["x"], ["own"], prompt=["own"]) == [1.0]
+
+
 def test_a_verifier_reward_reports_the_rates_of_its_statuses():
     logged = {}
     from_verifier("math")(

@@ -1,11 +1,13 @@
 """Verdicts, registration, lookup, and the call that turns exceptions into verdicts."""
 
+import doctest
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+import verifiers
 from verifiers import Verdict, get_verifier, list_verifiers, register_verifier, verifier_info, verify
 from verifiers import registry as registry_module
 
@@ -83,3 +85,15 @@ def test_a_row_without_a_needed_column_is_unscored_and_names_it():
 def test_every_builtin_verifier_states_its_purpose():
     for name in list_verifiers():
         assert verifier_info(name).summary, name
+
+
+def test_every_builtin_verifier_names_its_columns_and_has_examples():
+    for name in registry_module._BUILTIN_MODULES:
+        info = verifier_info(name)
+        text = f"{info.fn.__doc__}{sys.modules[info.fn.__module__].__doc__}"
+        assert [column for column in (*info.columns, *info.optional) if f"`{column}`" not in text] == [], name
+        assert doctest.DocTestParser().get_examples(info.fn.__doc__ or ""), name
+
+
+def test_docstring_examples():
+    assert doctest.testmod(verifiers) == doctest.TestResults(failed=0, attempted=2)

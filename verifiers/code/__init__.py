@@ -1,6 +1,7 @@
 """`code`: runs a response's program in the sandbox against the row's tests.
 
-The program is the last fenced block outside the thinking block. A row has one of four forms:
+The program is the last fenced block in the row's language outside the thinking block, else the last without a language,
+else the last. A row has one of four forms:
 
 - `entry_point` + `test`: source that defines `check(candidate)` (HumanEval; `prompt` holds the function's header)
 - `tests`: a list of assert statements (MBPP); `setup` is source that runs before them
@@ -73,13 +74,30 @@ def _gold_program(gold: str, row: Mapping[str, Any]) -> str:
 
 @register_verifier("code", optional=_OPTIONAL, gold_response=_gold_program)
 def code(response: str, row: Mapping[str, Any]) -> Verdict:
-    """Runs the program of the response in a sandbox against the row's tests."""
+    r"""Runs the program of the response in a sandbox against the row's tests.
+
+    >>> row = {"entry_point": "add", "cases": [{"args": [1, 2], "expected": 3}]}
+    >>> code("```python\ndef add(a, b):\n    return a + b\n```", row).status
+    'pass'
+    >>> code("```python\ndef add(a, b):\n    return True\n```", row).detail
+    '0 of 1 tests; case 1: wrong value of type bool'
+    >>> code("```python\nprint(int(input()) ** 2)\n```", {"stdio": [{"stdin": "7", "stdout": "49"}]}).status
+    'pass'
+    >>> code("```python\ndef add(a, b): ...\n```", {"tests": ["assert add(1, 2) == 3"]}).status
+    'fail'
+    """
     return _verdict(response, row, weak=False)
 
 
 @register_verifier("code_weak", optional=_OPTIONAL, gold_response=_gold_program)
 def code_weak(response: str, row: Mapping[str, Any]) -> Verdict:
-    """Like `code`, with tests and program in one interpreter: can be forged."""
+    r"""Like `code`, with tests and program in one interpreter: can be forged.
+
+    Rows that need no such thing are checked as by `code`.
+
+    >>> code_weak("```python\ndef add(a, b):\n    return a + b\n```", {"tests": ["assert add(1, 2) == 3"]}).status
+    'pass'
+    """
     return _verdict(response, row, weak=True)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from verifiers.code import languages
 from verifiers.code.compare import same_output, same_value
-from verifiers.code.task import RowError, Task, defines
+from verifiers.code.task import RowError, Task, defines, ends_unfinished
 from verifiers.sandbox import Backend, Job, Outcome, SandboxError, codec
 
 _GRACE_S = 2.0  # the tests' jail outlives the candidate's, so that it can report its end
@@ -34,13 +34,13 @@ def check(backend: Backend, code: str, task: Task) -> Result:
 
 
 def full_source(code: str, task: Task) -> str:
-    """The candidate's module: after the prompt's own source, or, when it does not define the function, as its
-    continuation."""
+    """The candidate's module: after the prompt's own source, or, when it does not define the function that the prompt
+    leaves without a body, as its continuation."""
     if not task.prelude or code.lstrip().startswith("from __future__"):
         return code
     if defines(code, task.entry_point):
         return f"{task.prelude}\n\n{code}"
-    return task.prelude.rstrip("\n") + "\n" + code
+    return task.prelude.rstrip("\n") + "\n" + code if ends_unfinished(task.prelude) else code
 
 
 def _ended(outcome: Outcome) -> str:

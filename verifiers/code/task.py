@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from verifiers.code.extract import ALIASES
+from verifiers.code.extract import ALIASES, fenced_blocks
 from verifiers.sandbox import Limits
 
 
@@ -88,11 +88,13 @@ def _number(row: Mapping[str, Any], key: str, default: float) -> float:
 
 
 def _prelude(row: Mapping[str, Any], entry_point: str, language: str) -> str:
-    """`prompt` when it is the beginning of a Python program that defines the entry point, as in HumanEval."""
+    """`prompt` when it is the beginning of a Python program that defines the entry point, as in HumanEval, or its last
+    fenced block that is one."""
     prompt = row.get("prompt")
     if language != "python" or not entry_point or not isinstance(prompt, str):
         return ""
-    return prompt if defines(prompt, entry_point) else ""
+    sources = [*(content for _, content in fenced_blocks(prompt)), prompt]
+    return next((source for source in reversed(sources) if defines(source, entry_point)), "")
 
 
 def defines(source: str, name: str) -> bool:
@@ -108,6 +110,19 @@ def defines(source: str, name: str) -> bool:
         if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == name for t in node.targets):
             return True
     return False
+
+
+def ends_unfinished(source: str) -> bool:
+    """Whether Python source that parses ends in a function without more than docstring and imports. To go on after one
+    that is complete would let a program without the function pass by the prompt's own."""
+    node: ast.AST = ast.parse(source)
+    while isinstance(node, (ast.Module, ast.ClassDef)) and node.body:
+        node = node.body[-1]
+    return isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and all(
+        isinstance(line, (ast.Pass, ast.Import, ast.ImportFrom))
+        or (isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant))
+        for line in node.body
+    )
 
 
 def _sequence(row: Mapping[str, Any], key: str) -> list[Any]:
