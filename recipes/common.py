@@ -35,7 +35,9 @@ class SamplingFields(Protocol):
     stop: list[str]
 
 
-def make_sampling(recipe: SamplingFields, tokenizer: PreTrainedTokenizerBase, seed: int) -> Sampling:
+def make_sampling(
+    recipe: SamplingFields, tokenizer: PreTrainedTokenizerBase, seed: int, thinking_budget: int | None = None
+) -> Sampling:
     """The recipe's sampling; completions also end at the tokenizer's end-of-turn tokens."""
     return Sampling(
         max_tokens=recipe.max_tokens,
@@ -46,6 +48,7 @@ def make_sampling(recipe: SamplingFields, tokenizer: PreTrainedTokenizerBase, se
         stop_token_ids=tuple(stop_token_ids(tokenizer)),
         stop=tuple(recipe.stop),
         seed=seed,
+        thinking_budget=thinking_budget,
     )
 
 

@@ -21,11 +21,10 @@ from alignment.distributed import gather_objects, rank, world_size
 from alignment.errors import UserError
 from alignment.models import Policy
 from alignment.models.load import load_policy, switch_dropout_off
-from alignment.rollout import TransformersEngine
 from alignment.trainer import Trainer, make_accelerator
 from alignment.types import Prompt, Sampling
 from recipes.common import make_sampling, run, weights_fingerprint, write_settings
-from recipes.rollouts import RolloutRecipe, load_prompts, make_evaluation, make_score
+from recipes.rollouts import RolloutRecipe, load_prompts, make_engine, make_evaluation, make_score
 
 
 @dataclass
@@ -78,9 +77,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         reference = copy.deepcopy(policy).requires_grad_(False).eval().to(accelerator.device)
 
     prompts = load_prompts(recipe, tokenizer)
-    sampling = make_sampling(recipe, tokenizer, train.seed)
+    sampling = make_sampling(recipe, tokenizer, train.seed, recipe.thinking_budget)
     policy.to(accelerator.device)
-    engine = TransformersEngine(policy.model, tokenizer, max_rows=recipe.max_rows_in_flight)
+    engine = make_engine(recipe, policy.model, tokenizer)
 
     score = make_score(recipe, prompts)
 

@@ -18,10 +18,9 @@ from alignment.algorithms.reference import Reference
 from alignment.config import TrainConfig, parse
 from alignment.models.load import load_policy, switch_dropout_off
 from alignment.optim.online_merging import OnlineMergingConfig, make_merging_optimizer
-from alignment.rollout import TransformersEngine
 from alignment.trainer import Trainer, make_accelerator
 from recipes.common import make_sampling, run, write_settings
-from recipes.rollouts import RolloutRecipe, load_prompts, make_evaluation, make_score
+from recipes.rollouts import RolloutRecipe, load_prompts, make_engine, make_evaluation, make_score
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -35,8 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     reference = Reference(policy, other, train.max_tokens_per_micro_batch)
 
     prompts = load_prompts(recipe, tokenizer)
-    sampling = make_sampling(recipe, tokenizer, train.seed)
-    engine = TransformersEngine(policy.model, tokenizer, max_rows=recipe.max_rows_in_flight)
+    sampling = make_sampling(recipe, tokenizer, train.seed, recipe.thinking_budget)
+    engine = make_engine(recipe, policy.model, tokenizer)
     score = make_score(recipe, prompts)
     evaluation = make_evaluation(recipe, tokenizer, engine, sampling)
 

@@ -23,11 +23,10 @@ from alignment.models.actor_critic import ActorCritic
 from alignment.models.load import load_policy, switch_dropout_off
 from alignment.models.load_scalar import load_scalar, scalar_from_policy
 from alignment.optim.online_merging import OnlineMergingConfig, make_merging_optimizer
-from alignment.rollout import TransformersEngine
 from alignment.trainer import Trainer, make_accelerator
 from alignment.types import Tree
 from recipes.common import make_sampling, run, write_settings
-from recipes.rollouts import RolloutRecipe, load_prompts, make_evaluation, make_score
+from recipes.rollouts import RolloutRecipe, load_prompts, make_engine, make_evaluation, make_score
 
 
 @dataclass
@@ -70,8 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     actor_critic.to(accelerator.device)
 
     prompts = load_prompts(rollouts, tokenizer)
-    sampling = make_sampling(rollouts, tokenizer, train.seed)
-    engine = TransformersEngine(policy.model, tokenizer, max_rows=rollouts.max_rows_in_flight)
+    sampling = make_sampling(rollouts, tokenizer, train.seed, rollouts.thinking_budget)
+    engine = make_engine(rollouts, policy.model, tokenizer)
     score, pretraining = make_score(rollouts, prompts), load_pretraining(recipe, tokenizer)
     evaluation = make_evaluation(rollouts, tokenizer, engine, sampling)
     budget = train.max_tokens_per_micro_batch

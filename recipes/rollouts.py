@@ -6,14 +6,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignment.data.load import load_rows
 from alignment.data.prompts import build_prompts
 from alignment.errors import UserError
+from alignment.rollout import TransformersEngine
+from alignment.rollout.episodes import EpisodeEngine, EpisodeLimits
 from alignment.trainer import Evaluation
 from alignment.types import Engine, Prompt, Sampling
 from recipes.common import sample_pass_rate
+from recipes.tools import Tools
 from rewards import RewardRunner
 from rewards.routing import TASK, Router, check_tasks
 from rewards.specs import RewardEntry, RewardSpec, read_specs
@@ -44,7 +48,16 @@ class RolloutRecipe:
     top_k: int = 0
     min_p: float = 0.0
     stop: list[str] = field(default_factory=list)
+    thinking_budget: int | None = field(default=None, metadata={"help": "Tokens after which thinking is ended."})
     max_rows_in_flight: int = field(default=64, metadata={"help": "Completions decoded at a time."})
+    tools: list[str] = field(
+        default_factory=list,
+        metadata={"help": "calculator, python, search or package.module:function; rows become episodes with tools."},
+    )
+    tool_turns: int = field(default=8, metadata={"help": "Most turns of an episode."})
+    tool_call_seconds: float = field(default=10.0, metadata={"help": "Most time of one call."})
+    tool_seconds: float = field(default=60.0, metadata={"help": "Most time of all calls of an episode."})
+    tool_output_tokens: int = field(default=512, metadata={"help": "Most tokens of one output."})
 
     def __post_init__(self):
         if not self.dataset:
@@ -68,6 +81,7 @@ class RolloutRecipe:
 def load_prompts(recipe: RolloutRecipe, tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
     """Raises UserError also for rows that a routing file among the rewards could not score."""
     rows = load_rows(recipe.dataset, recipe.dataset_split or None, recipe.max_rows or None)
+    rows = Tools(recipe.tools).offer(rows) if recipe.tools else rows
     _check_tasks(recipe.specs(), rows, recipe.dataset)
     return build_prompts(rows, tokenizer, max_prompt_length=recipe.max_prompt_length, source=recipe.dataset)
 
@@ -77,6 +91,17 @@ def _check_tasks(specs: Sequence[RewardSpec], rows: Sequence[Mapping[str, Any]],
         check_tasks(specs, rows, source)
     except ValueError as error:
         raise UserError(str(error)) from error
+
+
+def make_engine(
+    recipe: RolloutRecipe, model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase
+) -> Engine:
+    """The embedded engine; with tools, one whose rollouts are episodes that call them."""
+    engine = TransformersEngine(model, tokenizer, max_rows=recipe.max_rows_in_flight)
+    if not recipe.tools:
+        return engine
+    limits = EpisodeLimits(recipe.tool_turns, recipe.tool_call_seconds, recipe.tool_seconds, recipe.tool_output_tokens)
+    return EpisodeEngine(engine, tokenizer, Tools(recipe.tools).of, engine.longest, limits)
 
 
 def make_score(
@@ -101,6 +126,7 @@ def make_evaluation(
     if not recipe.eval_dataset:
         return None
     rows = load_rows(recipe.eval_dataset, recipe.eval_split or None)
+    rows = Tools(recipe.tools).offer(rows) if recipe.tools else rows
     source = recipe.eval_dataset
     specs = [spec for spec in recipe.specs() if recipe.eval_reward in ("", spec.name)][:1]
     specs = specs or read_specs([recipe.eval_reward])

@@ -120,13 +120,18 @@ def _arguments(rollouts: Sequence[ScoredRollout], log_metric: Any) -> dict[str, 
     chat = all(rollout.prompt.messages for rollout in rollouts)
     return {
         "prompts": [r.prompt.messages if chat else r.prompt.row.get("prompt", "") for r in rollouts],
-        "completions": [[{"role": "assistant", "content": r.text}] if chat else r.text for r in rollouts],
+        "completions": [_messages(r) if chat else r.text for r in rollouts],
         "completion_ids": [list(r.token_ids) for r in rollouts],
         **{name: [row.get(name) for row in rows] for name in names},
         "trainer_state": SimpleNamespace(global_step=max(getattr(r, "policy_step", 0) for r in rollouts)),
         "log_extra": lambda column, values: None,
         "log_metric": log_metric,
     }
+
+
+def _messages(rollout: ScoredRollout) -> list[dict]:
+    """The answer as a message; of an episode with tools all its messages."""
+    return getattr(rollout, "messages", None) or [{"role": "assistant", "content": rollout.text}]
 
 
 def _own(arguments: dict[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ Shapes: P prompts, G samples per prompt, N scored tokens.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -18,6 +19,7 @@ from alignment.errors import UserError
 from alignment.losses.policy_gradient import Surrogate
 from alignment.models import Policy
 from alignment.models.score import add_logprobs
+from alignment.rollout.tools import ERROR
 from alignment.types import Prompt, Rollout, Sampling, Tree
 
 
@@ -94,13 +96,28 @@ def rollout_stats(groups: Sequence[Sequence[Rollout]]) -> dict[str, Any]:
     rewards = [[r.reward for r in g if r.reward is not None] for g in groups]
     scored = [reward for row in rewards for reward in row]
     spread = [float(np.std(row)) for row in rewards if row]
-    return {
+    episodes = [r.messages for r in rollouts if r.messages]
+    return episode_stats(episodes) | {
         "reward": (float(sum(scored)), len(scored)),
         "reward_std": (sum(spread), len(spread)),
         "unscored": (len(rollouts) - len(scored), len(rollouts)),
         "completion_length/mean": (sum(lengths), len(lengths)),
         "completion_length/max": max(lengths, default=0),
         "truncated": (sum(r.finish_reason == "length" for r in rollouts), len(rollouts)),
+    }
+
+
+def episode_stats(episodes: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+    """Turns of the assistant and calls of tools per episode, and the share of calls that failed; nothing without
+    episodes."""
+    if not episodes:
+        return {}
+    outputs = [m["content"] for messages in episodes for m in messages if m["role"] == "tool"]
+    turns = sum(m["role"] == "assistant" for messages in episodes for m in messages)
+    return {
+        "episode/turns": (turns, len(episodes)),
+        "episode/tool_calls": (len(outputs), len(episodes)),
+        "episode/tool_errors": (sum(output.startswith(ERROR) for output in outputs), len(outputs)),
     }
 
 
@@ -125,10 +142,19 @@ def sample_records(groups: Sequence[Sequence[Rollout]]) -> list[dict[str, Any]]:
     return [_record(r) for column in zip(*groups, strict=True) for r in column]
 
 
+def _shown(messages: Sequence[Mapping[str, Any]]) -> str:
+    """An episode as text, with its calls."""
+    parts = []
+    for message in messages:
+        calls = [json.dumps(call["function"], ensure_ascii=False) for call in message.get("tool_calls", ())]
+        parts += ["\n".join([f"{message['role']}: {message['content']}", *calls])]
+    return "\n\n".join(parts)
+
+
 def _record(rollout: Rollout) -> dict[str, Any]:
     return {
         "prompt": rollout.prompt.messages[-1]["content"] if rollout.prompt.messages else rollout.prompt.id,
-        "completion": rollout.text,
+        "completion": _shown(rollout.messages) if rollout.messages else rollout.text,
         "reward": rollout.reward,
         "reward_terms": rollout.reward_terms,
         "finish_reason": rollout.finish_reason,
