@@ -115,6 +115,20 @@ def test_a_coarser_view_never_sees_a_larger_divergence(name):
         assert (coarse <= fine + 1e-5).all()
 
 
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_empty_places_change_nothing(name):
+    """Impossible tokens, whatever their ids, are part of the bucket."""
+    student, teacher = torch.randn(2, 6, V)
+    ids, log_p = top_k_of(teacher.clone(), 3)
+    expected = compare_top_k(student, ids, log_p, DIVERGENCES[name])
+    more_ids = torch.cat([ids, torch.zeros(6, 1, dtype=torch.int64), ids[:, 1:2]], -1)
+    more = torch.cat([log_p[:, :3], torch.full((6, 2), FLOOR), log_p[:, 3:]], -1)
+    found = compare_top_k(student, more_ids, more, DIVERGENCES[name])
+    for a, b in ((expected.divergence_B, found.divergence_B), (expected.gradient_BV, found.gradient_BV),
+                 (expected.entropy_B, found.entropy_B)):  # fmt: skip
+        assert torch.allclose(a, b, atol=1e-6)
+
+
 def test_the_rest_of_the_top_k_is_all_other_tokens_together():
     logits = torch.randn(9, V)
     probabilities = logits.softmax(-1)

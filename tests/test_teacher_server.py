@@ -8,6 +8,7 @@ from starlette.responses import JSONResponse, PlainTextResponse
 
 from alignment.algorithms.teachers import Teachers
 from alignment.errors import UserError
+from alignment.losses.divergence import FLOOR
 from alignment.models import Policy
 from alignment.models.teacher import LocalTeacher
 from alignment.models.teacher_server import VllmTeacher, load_server_teacher
@@ -106,7 +107,7 @@ ENTRY = {str(i): {"logprob": -1.0 - i, "rank": i, "decoded_token": "x"} for i in
         (broken(None), "is it vLLM"),
         (broken([None, ENTRY]), "of 2 tokens came back for 5"),
         (broken([None, *[{"1": ENTRY["1"]}] * 4]), "1 tokens came back where 3"),
-        (broken([None, *[ENTRY | {"99999": {"logprob": -0.1, "rank": 0}}] * 4]), "token 99999 is among"),
+        (broken([None, *[{str(9**6 + i): {"logprob": -1.0, "rank": i} for i in range(3)}] * 4]), "531441 among them"),
         (broken([None, *[{"x": {"logprob": -0.1, "rank": 0}}] * 4]), "is it vLLM"),
     ],
 )
@@ -119,6 +120,25 @@ def test_answers_of_another_kind_are_named(server, answer, message):
 def test_a_limit_of_the_server_comes_with_its_remedy(server):
     with pytest.raises(UserError, match="--max-logprobs of at least teacher_top_k"):
         ask(server).add_top_k(trees(), 30, 1.0)
+
+
+def test_padding_is_taken_out_of_the_distribution(model):
+    """A server's model has rows behind the tokens, and some of them are among its most probable ones."""
+    padded = tiny_model("qwen3", seed=7, vocab_size=SIZE + 400)
+    remote, local = trees(), trees()
+    with teacher_server(padded) as server:
+        ask(server).add_top_k(remote, 20, 1.0)
+    LocalTeacher(Policy(padded), SIZE).add_top_k(local, 20, 1.0)
+    (ids, log_p), (local_ids, local_log_p) = scored(remote), scored(local)
+    present = log_p[:, :-1] > FLOOR / 2
+    assert 0 < (~present).sum() < present.size
+    assert np.allclose(np.exp(log_p).sum(-1), 1, atol=1e-5)
+    for row in range(len(ids)):
+        n = present[row].sum()
+        assert np.array_equal(ids[row, :n], local_ids[row, :n])
+        # padding that is not among them remains in the rest
+        assert (log_p[row, :n] < local_log_p[row, :n]).all()
+        assert np.ptp(local_log_p[row, :n] - log_p[row, :n]) < 1e-4
 
 
 def test_impossible_tokens_are_taken_as_such(server):

@@ -90,11 +90,7 @@ class Teachers:
         for segment in _scored_segments(trees):
             for name, width in widths.items():
                 segment.columns[name] = np.broadcast_to(np.float32(0), (len(segment.token_ids), width))
-            if self.top_k:  # different tokens, as everywhere
-                segment.columns[IDS] = np.broadcast_to(
-                    np.arange(self.top_k, dtype=np.float32), (len(segment.token_ids), self.top_k)
-                )
-            elif len(self.all) > 1:
+            if not self.top_k and len(self.all) > 1:
                 segment.columns[NUMBER] = np.broadcast_to(np.float32(0), len(segment.token_ids))
 
     @property

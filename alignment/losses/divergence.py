@@ -94,8 +94,11 @@ def compare_top_k(
     student_logits_BV: torch.Tensor, ids_BK: torch.Tensor, log_p_BK1: torch.Tensor, divergence: Divergence
 ) -> Compared:
     """Over the K tokens `ids` (different ones, int64) and one bucket for all others; log_p: the teacher's
-    log-probabilities of these K + 1 outcomes. Logits after temperature."""
-    top_BK = student_logits_BV.gather(1, ids_BK)
+    log-probabilities of these K + 1 outcomes. A token that is impossible (FLOOR) is put into the bucket, whatever its
+    id, so that places may be left empty. Logits after temperature."""
+    absent_BK = log_p_BK1[:, :-1] < FLOOR / 2
+    ids_BK = torch.where(absent_BK, ids_BK[:, :1], ids_BK)
+    top_BK = student_logits_BV.gather(1, ids_BK).masked_fill(absent_BK, float("-inf"))
     rest_BV = student_logits_BV.scatter(1, ids_BK, float("-inf"))
     rest_lse_B1 = rest_BV.logsumexp(-1, keepdim=True)
     log_q = torch.cat([top_BK, rest_lse_B1], -1).log_softmax(-1).clamp_min(FLOOR)
@@ -108,8 +111,8 @@ def compare_top_k(
     entropy_B = -torch.linalg.vecdot(pair.q, log_q) - pair.q[:, -1] * torch.linalg.vecdot(r_BV, log_r_BV)
     teacher_entropy_B = -torch.linalg.vecdot(pair.p, log_p)
     outcome_gradient = slope - pair.q * slope.sum(-1, keepdim=True)
-    # d log(sum of the bucket) / d logit_j = r_j
-    gradient = r_BV.mul_(outcome_gradient[:, -1:]).scatter_(1, ids_BK, outcome_gradient[:, :-1])
+    # d log(sum of the bucket) / d logit_j = r_j, which is 0 at the tokens that are no part of it
+    gradient = r_BV.mul_(outcome_gradient[:, -1:]).scatter_add_(1, ids_BK, outcome_gradient[:, :-1])
     return Compared(value_B, entropy_B, teacher_entropy_B, gradient)
 
 

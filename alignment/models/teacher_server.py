@@ -7,6 +7,7 @@ Shapes: K most probable tokens.
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import time
@@ -114,17 +115,21 @@ class VllmTeacher:
         return ids.astype(np.int32), log_p.astype(np.float32)
 
     def _position(self, tokens: Mapping[str, Mapping[str, Any]], k: int) -> tuple[list[int], list[float]]:
-        """The k most probable tokens; the one that stands there is among the answer also when it is none of them."""
+        """The k most probable tokens; the one that stands there is among the answer also when it is none of them.
+        Padding is taken out of the distribution, and its places are left empty."""
         ranked = sorted((entry["rank"], -entry["logprob"], int(i)) for i, entry in tokens.items())[:k]
         if len(ranked) < k:
             raise UserError(f"teacher {self.url}: {len(ranked)} tokens came back where {k} were asked for")
-        foreign = [i for _, _, i in ranked if not 0 <= i < self.vocabulary]
-        if foreign:
+        real = [(i, -minus) for _, minus, i in ranked if 0 <= i < self.vocabulary]
+        if not real:
             raise UserError(
-                f"teacher {self.url}: token {foreign[0]} is among its most probable ones, the student's tokenizer has "
-                f"{self.vocabulary} tokens: the two do not belong together"
+                f"teacher {self.url}: its most probable tokens, {ranked[0][2]} among them, are none of the "
+                f"{self.vocabulary} of the student's tokenizer: the two do not belong together"
             )
-        return [i for _, _, i in ranked], [max(FLOOR, -logprob) for _, logprob, _ in ranked]
+        padding = sum(math.exp(-minus) for _, minus, i in ranked if not 0 <= i < self.vocabulary)
+        kept = math.log1p(-padding) if padding < 1 else 0.0
+        empty = k - len(real)
+        return [i for i, _ in real] + [0] * empty, [max(FLOOR, p - kept) for _, p in real] + [FLOOR] * empty
 
     # --- the server -------------------------------------------------------------------------------------------------
 
