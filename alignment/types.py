@@ -14,8 +14,7 @@ import torch
 
 FinishReason = Literal["stop", "length", "budget", "turns", "time"]
 """stop: a stop token or string. length: cut at max_tokens or at the model's longest sequence. budget: as stop, but the
-thinking was ended at its budget. turns, time: an episode with tools that reached its limit (alignment.rollout.episodes).
-"""
+thinking was ended at its budget. turns, time: an episode with tools reached its limit (alignment.rollout.episodes)."""
 
 
 @dataclass(frozen=True, slots=True)
