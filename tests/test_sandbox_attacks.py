@@ -201,6 +201,19 @@ def test_clone_into_a_user_namespace_is_refused(sandbox):
         assert text.strip() == "Operation not permitted"
 
 
+def test_clone_of_a_thread_with_files_of_its_own_is_refused(sandbox):
+    shared = 0x100 | 0x200 | 0x800 | 0x10000  # memory, directories, signal handlers; a thread
+    text = printed(run(sandbox, RAW + f"print(raw({NUMBERS['clone']}, {shared}, 0, 0, 0, 0))"))
+    assert text.strip() == "Operation not permitted"
+
+
+def test_open_files_cannot_hide_in_a_socket(sandbox):
+    if sandbox.tier == "namespaces":
+        pytest.skip("the directory's own file system counts them")
+    source = "import socket; a, b = socket.socketpair(); attempt(socket.send_fds, a, [b'x'], [0])"
+    assert_refused(run(sandbox, ATTEMPT + source))
+
+
 def test_setuid_is_refused(sandbox):
     assert_refused(run(sandbox, ATTEMPT + "import os; attempt(os.setgroups, []); attempt(os.setresuid, 5, 5, 5)"))
 

@@ -71,6 +71,21 @@ def test_disk_is_limited(sandbox):
     assert run(sandbox, source).status == "disk"
 
 
+@pytest.mark.parametrize("kept", ["file", "mmap.mmap(file.fileno(), 4096)"], ids=["open", "mapped"])
+def test_disk_of_deleted_files_is_limited(sandbox, kept):
+    source = f"""
+import mmap, os, time
+kept = []
+for n in range(16):
+    with open(str(n), 'wb+') as file:
+        os.unlink(str(n))
+        file.write(bytes(3 << 20)); file.flush()
+        kept.append(os.dup(file.fileno()) if {kept!r} == 'file' else {kept})
+    time.sleep(0.05)
+"""
+    assert run(sandbox, source).status == "disk"
+
+
 def test_file_size_is_limited(sandbox):
     assert (
         run(sandbox, "f = open('x', 'wb')\nfor _ in range(32): f.write(bytes(1 << 20)); f.flush()").status

@@ -100,7 +100,8 @@ def _own_user(place: Place, slot: int) -> None:
         os.setgroups([])
         os.setresgid(*[place.uids[slot]] * 3)
         os.setresuid(*[place.uids[slot]] * 3)
-        kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)  # a change of user clears it
+        kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)  # a change of user clears it, and the next one too
+        kernel.prctl(kernel.PR_SET_DUMPABLE, 1)  # else the watcher cannot see what is kept open
     if "capabilities" not in place.off and os.getuid() == 0:
         kernel.drop_capabilities()
 

@@ -6,10 +6,11 @@ import contextlib
 import ctypes
 import os
 import struct
+from collections.abc import Iterator
 
 from .syscall_numbers import NUMBERS
 
-CLONE_THREAD = 0x00010000
+CLONE_FILES, CLONE_THREAD = 0x00000400, 0x00010000
 CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC = 0x00020000, 0x04000000, 0x08000000
 CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
 CLONE_NEW_ANY = 0x7E020080  # every namespace flag, the cgroup and time ones included
@@ -25,6 +26,7 @@ SECBITS_NO_ROOT_LOCKED = 0b1111_1111  # no capability by uid 0, none kept over s
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
+_libc.setfsuid.argtypes = _libc.setfsgid.argtypes = (ctypes.c_uint,)
 # fork-like calls must not drop the interpreter lock, hence PyDLL
 _libc_locked = ctypes.PyDLL(None, use_errno=True)
 _libc_locked.syscall.restype = ctypes.c_long
@@ -114,6 +116,23 @@ def clear_capabilities() -> None:
     """Empty the effective, permitted and inheritable sets."""
     header = struct.pack("=Ii", 0x20080522, 0)
     syscall("capset", header, bytes(24))
+
+
+@contextlib.contextmanager
+def looking_as(user: int) -> Iterator[None]:
+    """What /proc tells of other processes is told to their own user, or to a privilege that containers do not have."""
+    if user == os.geteuid():
+        yield
+        return
+    group = os.getegid()
+    _libc.setfsgid(user)
+    _libc.setfsuid(user)
+    try:
+        yield
+    finally:
+        _libc.setfsuid(os.geteuid())
+        _libc.setfsgid(group)
+        prctl(PR_SET_DUMPABLE, 1)  # a change of these clears it
 
 
 def close_from(first: int) -> None:

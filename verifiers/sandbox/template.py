@@ -129,7 +129,8 @@ class Template:
             if now - jailed.started >= jailed.limits.wall_s:
                 self.kill(jailed, "wall_time")
             elif now - jailed.started >= _TICK_S:
-                reason = self.watcher.exceeded(jailed.pid, jailed.limits, self.place.work[jailed.slot])
+                uid = self.place.uids[jailed.slot] if self.place.uids else os.geteuid()
+                reason = self.watcher.exceeded(jailed.pid, jailed.limits, self.place.work[jailed.slot], uid)
                 if reason:
                     self.kill(jailed, reason)
 

@@ -7,8 +7,10 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+import stat
 
 from .job import Limits
+from .kernel import looking_as
 
 _PAGE = resource.getpagesize()
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -18,8 +20,8 @@ class Watcher:
     def __init__(self, proc: int, tier: str) -> None:
         self.proc, self.tier = proc, tier
 
-    def exceeded(self, pid: int, limits: Limits, work: str) -> str:
-        """The limit that the jail of `pid` and its descendants break, "" for none."""
+    def exceeded(self, pid: int, limits: Limits, work: str, uid: int) -> str:
+        """The limit that the jail of `pid`, run by user `uid`, and its descendants break, "" for none."""
         cpu_s, threads, rss = 0.0, 0, 0
         for member in self._family(pid):
             figures = self._figures(member)
@@ -30,9 +32,32 @@ class Watcher:
             return "cpu_time"
         if threads > limits.processes:
             return "processes"
-        if self.tier == "flat" and _too_full(work, limits):
-            return "disk"
+        if self.tier == "flat":
+            with looking_as(uid):
+                deleted = self._deleted(pid, work, limits)
+            if _too_full(work, limits, deleted):
+                return "disk"
         return ""
+
+    def _deleted(self, pid: int, work: str, limits: Limits) -> list[int]:
+        """The sizes of files that are in no directory any more and live on as open or mapped ones; of those that are
+        mapped only, the largest size that they can have."""
+        sizes: dict[int, int] = {}
+        device = os.stat(work).st_dev
+        with contextlib.suppress(OSError):  # it has just ended
+            table = os.open(f"{pid}/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.proc)
+            try:
+                for name in os.listdir(table):
+                    with contextlib.suppress(OSError):
+                        found = os.stat(name, dir_fd=table)
+                        if found.st_nlink == 0 and found.st_dev == device and stat.S_ISREG(found.st_mode):
+                            sizes[found.st_ino] = found.st_blocks * 512
+            finally:
+                os.close(table)
+        for line in self._read(f"{pid}/maps").split(b"\n"):
+            if line.endswith(b"(deleted)") and os.fsencode(work) in line:
+                sizes.setdefault(int(line.split()[4]), limits.file_mb << 20)
+        return list(sizes.values())
 
     def _read(self, path: str) -> bytes:
         try:
@@ -40,11 +65,10 @@ class Watcher:
         except OSError:  # it has just ended
             return b""
         try:
-            return os.read(fd, 1 << 16)
+            with os.fdopen(fd, "rb") as file:
+                return file.read()
         except OSError:
             return b""
-        finally:
-            os.close(fd)
 
     def _family(self, pid: int) -> list[int]:
         family = [pid]
@@ -60,9 +84,11 @@ class Watcher:
         return (int(fields[11]) + int(fields[12])) / _TICKS, int(fields[17]), int(fields[21]) * _PAGE
 
 
-def _too_full(work: str, limits: Limits) -> bool:
+def _too_full(work: str, limits: Limits, deleted: list[int]) -> bool:
     """Landlock keeps the directory free of sub-directories and links."""
-    total = count = 0
+    total, count = sum(deleted), len(deleted)
+    if count > limits.files or total > limits.disk_mb << 20:
+        return True
     with contextlib.suppress(OSError), os.scandir(work) as entries:
         for entry in entries:
             count += 1
