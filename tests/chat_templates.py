@@ -1,4 +1,8 @@
-"""Chat templates with the behaviour of well-known ones, for the tests of masks and rows."""
+"""Chat templates with the behaviour of well-known ones, and Qwen3's own, for the tests of masks and rows."""
+
+import importlib.resources
+
+QWEN3 = (importlib.resources.files("trl") / "chat_templates" / "qwen3.jinja").read_text()
 
 # As Qwen3's: thinking is shown only behind the last user question, the last turn always has a block, and
 # enable_thinking=False prompts with an empty one.

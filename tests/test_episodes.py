@@ -29,8 +29,8 @@ from alignment.types import Prompt, Sampling, Segment
 from recipes.tools import Tools, calculator
 from rewards import RewardRunner
 from rewards.specs import read_specs
+from tests.chat_templates import QWEN3
 from tests.episodes import PROBLEMS, calling_model, prompts, question
-from tests.test_thinking_modes import QWEN3
 from tests.tiny import tiny_model, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()

@@ -1,7 +1,6 @@
 """Flags, the empty block and its loss, with Qwen3's own template; reading responses."""
 
 import doctest
-import importlib.resources
 
 import numpy as np
 import pytest
@@ -13,11 +12,11 @@ from alignment.chat.thinking import EMPTY_BLOCK, last_flag, mode_of, parse_respo
 from alignment.data.prompts import build_prompts
 from alignment.data.sft_rows import encode_sft_rows
 from alignment.errors import UserError
+from tests.chat_templates import QWEN3
 from tests.tiny import tiny_tokenizer
 from verifiers import verify
 from verifiers.response import outside_thinking
 
-QWEN3 = (importlib.resources.files("trl") / "chat_templates" / "qwen3.jinja").read_text()
 TEMPLATES = {"qwen3": QWEN3, "chatml": CHATML}
 
 THINKS: dict = {"role": "assistant", "content": "<think>\ntwo and three\n</think>\n\n5"}
