@@ -87,6 +87,26 @@ def test_control_the_network_namespace_is_a_second_wall():
             assert "REACHED" in printed(run(sandbox, attack))
 
 
+READABLE = ("seccomp", "landlock", "mounts")  # without these a namespaces jail sees the machine's /proc
+
+
+def test_control_without_its_step_capabilities_stay():
+    attack = "print(open('/proc/self/status').read().partition('CapEff:')[2].split()[0])"
+    with open_tier("namespaces", *READABLE) as sandbox:
+        assert int(printed(run(sandbox, attack)), 16) == 0
+    with open_tier("namespaces", *READABLE, "capabilities") as sandbox:
+        assert int(printed(run(sandbox, attack)), 16) != 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user's template has a user namespace in any case")
+def test_control_without_a_user_namespace_users_are_the_machines():
+    attack = "print(open('/proc/self/uid_map').read().split()[2])"
+    with open_tier("namespaces", *READABLE) as sandbox:
+        assert printed(run(sandbox, attack)) == "1\n"  # one user, none of the machine's others
+    with open_tier("namespaces", *READABLE, "userns") as sandbox:
+        assert int(printed(run(sandbox, attack))) > 1
+
+
 def test_control_without_limits_in_time_the_loop_goes_on(tier):
     with open_tier(tier) as sandbox:
         assert run(sandbox, "import time; time.sleep(0.3); print(1)", wall_s=10).ok
