@@ -124,6 +124,14 @@ def test_tool_call(response, row, status):
 
 
 @pytest.mark.parametrize(
+    "response", ["<tool_call>{", "x<tool_call>" * 50_000, "</tool_call>", call("f", "{}") + "<tool_call>"]
+)
+def test_a_call_that_is_not_closed_is_not_no_call(response):
+    check("tool_call", response, {"tool_calls": []}, "unparsed")
+    check("tool_call", response, {"tool_calls": [{"name": "f", "arguments": {}}]}, "unparsed")
+
+
+@pytest.mark.parametrize(
     ("response", "row", "status"),
     [
         ("Paris", {"answer": "paris."}, "pass"), ("Paris", {"answer": "paris", "match": "exact"}, "fail"),

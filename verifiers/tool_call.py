@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +11,7 @@ from verifiers.registry import register_verifier
 from verifiers.response import outside_thinking
 from verifiers.verdict import Verdict
 
-_CALL = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
+_START, _END = "<tool_call>", "</tool_call>"
 
 
 def _gold_calls(gold: Any, row: Mapping[str, Any]) -> str:
@@ -41,7 +40,7 @@ def tool_call(response: str, row: Mapping[str, Any]) -> Verdict:
     if text is None:
         return Verdict(0.0, "unparsed", "the thinking block is not closed")
     try:
-        calls = [_read_call(json.loads(block), "a call") for block in _CALL.findall(text)]
+        calls = [_read_call(json.loads(block), "a call") for block in _blocks(text)]
     except (ValueError, RecursionError) as error:
         return Verdict(0.0, "unparsed", f"a tool call is not readable: {error}")
     if len(calls) != len(expected):
@@ -53,6 +52,14 @@ def tool_call(response: str, row: Mapping[str, Any]) -> Verdict:
             return Verdict(0.0, "fail", f"the call of {call[0]!r} with {json.dumps(call[1])[:200]} is not expected")
         expected.remove(match)
     return Verdict(1.0, "pass")
+
+
+def _blocks(text: str) -> list[str]:
+    """What stands between the tags. Raises ValueError for a tag without its partner."""
+    parts = text.split(_START)
+    if _END in parts[0] or any(part.count(_END) != 1 for part in parts[1:]):
+        raise ValueError(f"a {_START} or {_END} stands alone")
+    return [part.partition(_END)[0] for part in parts[1:]]
 
 
 def _read_call(call: Any, where: str) -> tuple[str, Any]:
