@@ -133,8 +133,9 @@ def largest_entries(
     places, values = _at_least(threshold, values_at, like)
     if places.numel() < count:  # the sample was not like the whole
         places, values = _at_least(0.0, values_at, like)
-    top = values.abs().topk(count, sorted=False).indices.sort().values
-    return places[top], values[top]
+    kept = torch.zeros_like(places, dtype=torch.bool)
+    kept[values.abs().topk(count, sorted=False).indices] = True  # as a mask, they stay in their order
+    return places[kept], values[kept]
 
 
 def _at_least(
