@@ -73,7 +73,7 @@ def dense_loss(algorithm: Distill, batch) -> torch.Tensor:
                 "reverse_kl": (q * (q.log() - p.log())).sum(-1),
                 "jsd": (c.jsd_beta * p * (p / m).log() + (1 - c.jsd_beta) * q * (q / m).log()).sum(-1),
             }[c.divergence]
-            nll = -logits.log_softmax(-1)[torch.arange(len(places)), ids[0, places].clamp(max=REAL - 1)]
+            nll = -logits.log_softmax(-1)[torch.arange(len(places)), ids[0, places]]
             weights = torch.ones(len(places))
             if not sampled:
                 weights = torch.tensor(segment.columns["hard_weights"][segment.scored]) / (c.hard_coef or 1.0)
@@ -240,6 +240,32 @@ def test_tokens_that_the_student_did_not_write_are_not_compared():
     assert batch.units == 2 * 10
     expected = dense_loss(algorithm, batch)
     assert update(make(engine=WithToolOutput(), **KINDS["on"]))[0] == pytest.approx(expected.item(), rel=1e-5)
+
+
+class WithPadding(WithToolOutput):
+    """An engine of a student that draws ids which stand for no token."""
+
+    samples = ([7, 8, REAL + 3, 9], [REAL, 5], [6, 7], [REAL + 11])
+
+    def generate(self, prompts, n, sampling, step=0):
+        given = {prompt.id: [self.samples[3]] * n if prompt.id == "p0" else self.samples[:n] for prompt in prompts}
+        return [[Rollout(p, i, ids, [0.0] * len(ids), "", "stop", 0) for i, ids in enumerate(given[p.id])]
+                for p in prompts]  # fmt: skip
+
+
+def test_a_sample_ends_where_the_student_draws_padding():
+    """The teacher may embed no such id. What begins with one is left out, and a prompt without any sample, too."""
+    algorithm = make(engine=WithPadding(), batch_size=21, group_size=3)
+    episode = algorithm.collect(0)
+    (batch,) = episode.batches
+    assert len(batch.trees) == 6
+    assert [list(s.token_ids) for s in batch.trees[0].segments[1:]] == [[7, 8], [6, 7]]
+    assert batch.units == 6 * 4
+    assert episode.stats["padding_sampled"] == (3 + 6 * 2, None)
+    expected = dense_loss(algorithm, batch)
+    assert update(make(engine=WithPadding(), batch_size=21, group_size=3))[0] == pytest.approx(
+        expected.item(), rel=1e-5
+    )
 
 
 def test_soft_targets_are_those_at_the_divergence_temperature_whatever_the_sampling():

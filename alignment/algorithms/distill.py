@@ -199,8 +199,12 @@ class Distill:
             add_reward_metrics(stats, on.score([r for g in groups for r in g]), len(groups))
         without_reward = {"reward", "reward_std", "unscored"} if on.score is None else set()
         stats |= {name: value for name, value in rollout_stats(groups).items() if name not in without_reward}
-        trees = [_group_tree(g) for g in groups]
-        self._teachers.add_targets(trees, [on.prompts[i].row.get("task") for i in indices])
+        vocabulary = self._teachers.vocabulary
+        stats["padding_sampled"] = (sum(max(r.token_ids) >= vocabulary for g in groups for r in g), None)
+        grown = [_group_tree(g, vocabulary) for g in groups]
+        tasks = [on.prompts[i].row.get("task") for i, tree in zip(indices, grown, strict=True) if tree is not None]
+        trees = [tree for tree in grown if tree is not None]
+        self._teachers.add_targets(trees, tasks)
         for tree in trees:
             for segment in tree.segments[1:]:
                 ones = np.ones(len(segment.token_ids), np.float32)
@@ -224,8 +228,7 @@ class Distill:
             self.divergence,
             targets,
             self.teachers.vocabulary,
-            # a student can sample a padding id, of which -log q is never asked
-            micro.score_target_N.clamp(max=self.teachers.vocabulary - 1),
+            micro.score_target_N,
             self.config.divergence_temperature,
             soft_N,
             hard_N if self.config.hard_coef and self.rows is not None else None,
@@ -263,12 +266,17 @@ class Distill:
             self.order.load_state_dict(state["order"])
 
 
-def _group_tree(rollouts: Sequence[Rollout]) -> Tree:
-    children = [
-        Segment(r.token_ids, scored=None if r.loss_mask is None else np.asarray(r.loss_mask, dtype=bool))
-        for r in rollouts
-    ]
-    return group(rollouts[0].prompt.token_ids, children)
+def _group_tree(rollouts: Sequence[Rollout], vocabulary: int) -> Tree | None:
+    """A sample ends before the first id that is no token: the student has rows that stand for nothing, the teacher may
+    have none there. None when nothing is left of any sample."""
+    children = []
+    for rollout in rollouts:
+        real = np.asarray(rollout.token_ids) < vocabulary
+        end = len(real) if real.all() else int(real.argmin())
+        if end:
+            mask = np.ones(end, bool) if rollout.loss_mask is None else np.asarray(rollout.loss_mask[:end], dtype=bool)
+            children.append(Segment(rollout.token_ids[:end], scored=mask))
+    return group(rollouts[0].prompt.token_ids, children) if children else None
 
 
 def _stats(scores: SoftScores, micro: PackedBatch, mixed: bool) -> dict[str, Any]:
