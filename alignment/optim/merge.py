@@ -1,6 +1,6 @@
 """Merging the update of one flattened tensor with its task vector (arXiv 2405.17931): OnDARE, OnTIES, all entries.
 
-n entries, k of them kept; places are int64 [k], values float32 [k]. Work on all entries goes chunk by chunk, so that its
+n entries, k of them kept; places are int64 [k], values float32 [k]. Work on all entries goes chunk by chunk:
 temporaries stay small, on a processor in its cache.
 """
 
