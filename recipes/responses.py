@@ -16,7 +16,17 @@ from alignment.types import Prompt, Rollout, Sampling
 from verifiers import Verdict
 
 Record = dict[str, Any]
-OWN_COLUMNS = ("prompt_id", "sample", "response", "finish_reason", "status", "score", "detail", "reward_terms")
+OWN_COLUMNS = (
+    "prompt_id",
+    "sample",
+    "response",
+    "finish_reason",
+    "tokens",
+    "status",
+    "score",
+    "detail",
+    "reward_terms",
+)
 
 
 def as_record(rollout: Rollout, verdict: Verdict) -> Record:
@@ -27,6 +37,7 @@ def as_record(rollout: Rollout, verdict: Verdict) -> Record:
         "sample": rollout.index,
         "response": rollout.text,
         "finish_reason": rollout.finish_reason,
+        "tokens": len(rollout.token_ids),
         "status": verdict.status,
         "score": verdict.score,
         "detail": verdict.detail,

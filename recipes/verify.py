@@ -3,12 +3,13 @@
 Samples n responses per prompt, judges each with a verifier, and prints pass@1 and the unbiased pass@k with 95 %
 intervals clustered by problem, in all and per domain. With `--responses FILE` the responses and verdicts go to a JSONL
 file that `align verify` reads again; a run with the same settings goes on where an interrupted one stopped.
+`--thinking_budgets 0,64,128` does so with each of these budgets and without one, and draws the pass rate against them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from alignment.errors import UserError
 from alignment.models.load import load_policy
 from alignment.rollout import TransformersEngine
 from alignment.types import Prompt, Sampling
+from recipes.budget_curve import check_matplotlib, lengths, read_budgets, responses_path, write_curve
 from recipes.common import make_sampling, run, weights_fingerprint
 from recipes.responses import Record, ResponseFile, as_record, settings_of
 from rewards.routed_verifier import find_verifier
@@ -53,6 +55,11 @@ class VerifyRecipe:
     seed: int = 0
     max_rows_in_flight: int = 64
     responses: str = field(default="", metadata={"help": "JSONL file of responses and verdicts, continued."})
+    thinking_budgets: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Tokens after which thinking is ended, such as 0,64,128; with --responses a file for each."},
+    )
+    figure: str = field(default="thinking_budgets.png", metadata={"help": "Pass rate against thinking_budgets."})
     debug: bool = False
 
     def __post_init__(self):
@@ -62,6 +69,7 @@ class VerifyRecipe:
             raise UserError(f"samples: {self.samples} is not valid, it has to be 1 or more")
         if bad := [k for k in self.k if not 1 <= k <= self.samples]:
             raise UserError(f"k: pass@{bad[0]} needs between 1 and `samples` ({self.samples}) responses per prompt")
+        read_budgets(self.thinking_budgets)
 
 
 def responses(
@@ -108,6 +116,8 @@ def show(records: Sequence[Record], ks: Sequence[int], title: str) -> dict[str, 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Runs the recipe and returns the figures over all domains."""
     recipe, model = parse(VerifyRecipe, ModelConfig, arguments=arguments)
+    if recipe.thinking_budgets:
+        check_matplotlib()
     try:
         find_verifier(recipe.verifier)
     except ValueError as error:
@@ -119,11 +129,23 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     prompts = build_prompts(rows, tokenizer, max_prompt_length=recipe.max_prompt_length, source=recipe.dataset)
     sampling = make_sampling(recipe, tokenizer, recipe.seed)
     engine = TransformersEngine(policy.model, tokenizer, max_rows=recipe.max_rows_in_flight)
-    settings = settings_of(print_of_model, recipe.verifier, recipe.samples, sampling)
-    file = ResponseFile(Path(recipe.responses) if recipe.responses else None, settings)
-    records = responses(recipe, engine, prompts, sampling, file)
     ks = recipe.k or [2**i for i in range(recipe.samples.bit_length()) if 2**i <= recipe.samples]
-    return show(records, ks, f"{recipe.verifier} on {recipe.dataset}")
+    title = f"{recipe.verifier} on {recipe.dataset}"
+
+    def measure(prompts: Sequence[Prompt], sampling: Sampling, path: str, title: str) -> dict[str, Any]:
+        settings = settings_of(print_of_model, recipe.verifier, recipe.samples, sampling)
+        file = ResponseFile(Path(path) if path else None, settings)
+        records = responses(recipe, engine, prompts, sampling, file)
+        return {**show(records, ks, title), **lengths(records)}
+
+    if not recipe.thinking_budgets:
+        return measure(prompts, sampling, recipe.responses, title)
+    points: dict[int | None, dict[str, Any]] = {}
+    unlimited = [replace(prompt, thinking_budget=None) for prompt in prompts]  # rows can bring budgets of their own
+    for budget in [*read_budgets(recipe.thinking_budgets), None]:
+        limited, path = replace(sampling, thinking_budget=budget), responses_path(recipe.responses, budget)
+        points[budget] = measure(unlimited, limited, path, f"{title}, thinking budget {budget}")
+    return write_curve(Path(recipe.figure), points, title)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Thinking that reaches its budget is ended by the published sentence: where, exactly, and without loss."""
 
+import json
 import math
 
 import numpy as np
@@ -12,14 +13,18 @@ from alignment.algorithms.grpo import Grpo, GrpoConfig
 from alignment.data.curriculum import Curriculum
 from alignment.data.prompts import build_prompts
 from alignment.errors import UserError
+from alignment.metrics import read_json_lines
 from alignment.models import Policy
 from alignment.models.score import add_logprobs
 from alignment.packing import cut, group
 from alignment.rollout import TransformersEngine
 from alignment.rollout.thinking import STOP_THINKING, ThinkingTokens, ThinkingWatch
 from alignment.types import Prompt, Sampling, Segment
+from recipes.quickstart.model import write_base_model
+from recipes.verify import main as verify
 from tests.tiny import CORPUS, tiny_model, tiny_tokenizer
 from tests.training_ppo import make_ppo, tiny_actor_critic
+from verifiers import Verdict
 
 TOKENIZER = tiny_tokenizer()
 OPEN, CLOSE = TOKENIZER.convert_tokens_to_ids(["<think>", "</think>"])
@@ -296,3 +301,40 @@ def test_ppo_trains_on_samples_with_a_budget():
         assert torch.isfinite(loss)
         loss.backward()
     assert all(torch.isfinite(p.grad).all() for p in actor_critic.parameters() if p.grad is not None)
+
+
+# --- evaluation -------------------------------------------------------------------------------------------------------
+
+
+def even_length(response, row):
+    """An untrained model passes now and then."""
+    return Verdict(1.0, "pass") if len(response) % 2 == 0 else Verdict(0.0, "fail")
+
+
+def test_the_recipe_draws_the_pass_rate_against_the_budget(tmp_path, capsys):
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template += "{%- if add_generation_prompt %}{{- '<think>' }}{%- endif %}"
+    write_base_model(tmp_path / "base", tokenizer, "quickstart", 0)
+    rows = [{"question": f"{i} + 3?", "thinking_budget": 1} for i in range(4)]  # a sweep overrules the rows
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arguments = ["--model_name_or_path", str(tmp_path / "base"), "--dataset", str(tmp_path / "rows.jsonl")]
+    arguments += ["--verifier", f"{__name__}:even_length", "--samples", "3", "--max_tokens", str(ROOM + 8)]
+    arguments += ["--figure", str(tmp_path / "new" / "curve.png"), "--responses", str(tmp_path / "r.jsonl")]
+    content = verify([*arguments, "--thinking_budgets", "4,0"])
+    assert [point["budget"] for point in content["points"]] == [0, 4, None]
+    assert json.loads((tmp_path / "new" / "curve.json").read_text()) == content
+    assert (tmp_path / "new" / "curve.png").read_bytes().startswith(b"\x89PNG")
+    for name, budget in (("budget-0", 0), ("budget-4", 4), ("no-budget", None)):
+        records = read_json_lines(tmp_path / f"r.{name}.jsonl")
+        (point,) = [point for point in content["points"] if point["budget"] == budget]
+        assert point["pass_rate"] == pytest.approx(sum(r["score"] for r in records) / 12)
+        assert point["tokens"] == pytest.approx(sum(r["tokens"] for r in records) / 12)
+        starts = [r["response"].startswith(STOP_THINKING) for r in records]
+        assert all(starts) if budget == 0 else not any(starts)
+    assert "budget" in capsys.readouterr().out
+    again = verify([*arguments, "--thinking_budgets", "0", "4"])
+    assert again == content and "holds 4 of 4 prompts" in capsys.readouterr().out
+    with pytest.raises(UserError, match="'4x' is no number of tokens"):
+        verify([*arguments, "--thinking_budgets", "0,4x"])
+    with pytest.raises(UserError, match="no room for an answer"):
+        verify([*arguments, "--thinking_budgets", "0,64"])
