@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from alignment.algorithms.entropy import EntropyControl
 from alignment.algorithms.grpo import Grpo, GrpoConfig
 from alignment.data.curriculum import Curriculum
 from alignment.errors import UserError
@@ -284,13 +285,48 @@ def test_mini_batches_and_epochs_visit_every_group_in_each_epoch():
     assert sorted(prompts[:6]) == sorted(prompts[6:]) == [p.token_ids[0] for p in PROMPTS]
 
 
-def test_entropy_bonus_is_active_below_the_target_only():
-    algorithm = make(entropy_coef=0.1, entropy_target=2.0)
-    batch = algorithm.collect(0).batches[0]
+def test_the_entropy_coefficient_follows_the_band_and_enters_the_loss():
+    algorithm = make(entropy_coef=0.1, entropy_band=[2.0, 3.0], entropy_coef_step=0.05)
+    episode = algorithm.collect(0)
+    assert episode.stats["entropy_coef"] == 0.1
+    before, _, stats = run_loss(algorithm, episode.batches[0])
     algorithm.after_update(1, {"entropy": 1.5})
-    active = run_loss(algorithm, batch)[0]
-    algorithm.after_update(2, {"entropy": 2.5})
-    assert active < run_loss(algorithm, batch)[0] - 0.1
+    entropy = float(stats["entropy"][0]) / stats["entropy"][1]
+    assert run_loss(algorithm, episode.batches[0])[0] == pytest.approx(before - 0.05 * entropy, abs=1e-4)
+    for seen, coef in ((2.5, 0.15), (3.5, 0.10), (3.5, 0.05), (3.5, 0.0), (3.5, 0.0), (float("nan"), 0.0), (0.1, 0.05)):
+        algorithm.after_update(2, {"entropy": seen})
+        assert algorithm.entropy.coef == pytest.approx(coef)
+    algorithm.after_update(3, {})  # as after a resume
+    again = make(entropy_coef=0.1, entropy_band=[2.0, 3.0], entropy_coef_step=0.05)
+    again.load_state_dict(algorithm.state_dict())
+    assert again.entropy.coef == algorithm.entropy.coef == pytest.approx(0.05)
+
+
+def test_without_a_band_the_entropy_coefficient_stays():
+    algorithm = make(entropy_coef=0.1)
+    algorithm.after_update(1, {"entropy": 0.0})
+    assert algorithm.entropy.coef == 0.1
+    assert "entropy_coef" not in algorithm.collect(0).stats
+
+
+def test_entropy_is_held_in_its_band_where_it_would_collapse():
+    """A choice of one among 8 that pays for one of them, by exact policy gradient."""
+    reward = torch.tensor([1.0] + [0.0] * 7)
+
+    def final_entropy(control):
+        logits = torch.zeros(8, requires_grad=True)
+        for _ in range(600):
+            logprobs = logits.log_softmax(0)
+            entropy = -(logprobs.exp() * logprobs).sum()
+            (-(logprobs.exp() * reward).sum() - control.coef * entropy).backward()
+            with torch.no_grad():
+                logits -= 0.5 * logits.grad
+            logits.grad = None
+            control.observe({"entropy": float(entropy)})
+        return float(entropy)
+
+    assert final_entropy(EntropyControl(0.0)) < 0.1
+    assert 0.7 < final_entropy(EntropyControl(0.0, [0.8, 1.2], 0.005)) < 1.3
 
 
 def test_training_raises_the_reward_and_resumes_exactly(tmp_path):
@@ -316,6 +352,9 @@ def test_training_raises_the_reward_and_resumes_exactly(tmp_path):
 def test_bad_settings_name_the_key():
     with pytest.raises(UserError, match="group_size"):
         GrpoConfig(group_size=1)
+    for settings in ({"entropy_band": [0.5, 0.2], "entropy_coef_step": 0.1}, {"entropy_band": [0.2, 0.5]}):
+        with pytest.raises(UserError, match="entropy_band"):
+            GrpoConfig(**settings)
     with pytest.raises(UserError, match="mini_batches"):
         GrpoConfig(prompts_per_step=2, mini_batches=3)
     policy = Policy(tiny_model("qwen3"))

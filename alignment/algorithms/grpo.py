@@ -8,12 +8,13 @@ in the order of their score variance). Shapes: P prompts, G samples per prompt, 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
+from alignment.algorithms.entropy import EntropyControl
 from alignment.algorithms.rollouts import (
     add_ref_logprobs,
     add_reward_metrics,
@@ -69,8 +70,11 @@ class GrpoConfig:
     old_logprobs: Literal["sampler", "recompute"] = "sampler"
     mask_truncated: bool = False  # completions cut at max_tokens carry no loss
     resample_prompts: int = 0  # per step, extra prompts to replace groups without signal
-    entropy_coef: float = 0.0
-    entropy_target: float = 0.0  # the bonus is active while entropy is below; 0 = always
+    entropy_coef: float = 0.0  # with a band: what it starts from
+    entropy_band: list[float] = field(
+        default_factory=list
+    )  # mean entropy per token that is aimed at; see EntropyControl
+    entropy_coef_step: float = 0.0  # by which the coefficient moves after a step outside the band
 
     def __post_init__(self):
         for name in ("prompts_per_step", "mini_batches", "episode_epochs"):
@@ -80,6 +84,11 @@ class GrpoConfig:
             raise UserError(f"group_size: {self.group_size} is not valid, a group needs 2 samples or more")
         if self.mini_batches > self.prompts_per_step:
             raise UserError(f"mini_batches: {self.mini_batches} exceeds prompts_per_step ({self.prompts_per_step})")
+        self.entropy_control()
+
+    def entropy_control(self) -> EntropyControl:
+        """Raises UserError when its settings contradict each other."""
+        return EntropyControl(self.entropy_coef, self.entropy_band, self.entropy_coef_step)
 
 
 class Grpo:
@@ -103,7 +112,7 @@ class Grpo:
         self.curriculum, self.config, self.sampling, self.reference = curriculum, config, sampling, reference
         self.max_tokens = max_tokens
         self.on_policy = config.mini_batches * config.episode_epochs == 1
-        self.entropy: float | None = None
+        self.entropy = config.entropy_control()
 
     # --- collecting -------------------------------------------------------------------------------------------------
 
@@ -120,6 +129,8 @@ class Grpo:
         if self.config.old_logprobs == "recompute" and not self.on_policy:
             add_logprobs(self.policy, trees, "old_logprobs", self.max_tokens, self.sampling.temperature)
         stats |= {**rollout_stats(groups), "flat_groups": (int(flat_P.sum()), len(flat_P))}
+        if self.entropy.controlled:
+            stats["entropy_coef"] = self.entropy.coef
         return Episode(self._batches(trees, places, flat_P, step), stats, sample_records(groups))
 
     def _sample(self, step: int) -> tuple[list[list[Rollout]], list[int], dict[str, Any]]:
@@ -186,7 +197,7 @@ class Grpo:
         """The episode in mini-batches of whole groups, shuffled anew in each epoch."""
         c = self.config
         # without KL or entropy term a group without signal has no gradient: it counts, but is not computed
-        silent = flat_P if not c.entropy_coef and (not c.beta or c.kl == "reward") else np.zeros_like(flat_P)
+        silent = flat_P if not self.entropy.coef and (not c.beta or c.kl == "reward") else np.zeros_like(flat_P)
         batches = []
         for epoch in range(c.episode_epochs):
             shuffle = None if self.on_policy else [self.sampling.seed, step, epoch]
@@ -223,19 +234,19 @@ class Grpo:
                 loss_N = loss_N + c.beta * kl_N
         entropy_N = scores.entropy_N
         stats["entropy"] = (entropy_N.detach().sum(), n)
-        if c.entropy_coef and (not c.entropy_target or self.entropy is None or self.entropy < c.entropy_target):
-            loss_N = loss_N - c.entropy_coef * entropy_N
+        if self.entropy.coef:
+            loss_N = loss_N - self.entropy.coef * entropy_N
         return (loss_N * surrogate.norm_N).sum(), stats
 
     def after_update(self, step: int, metrics: Mapping[str, float]) -> None:
         self.engine.load_weights(self.policy, step)
-        self.entropy = metrics.get("entropy", self.entropy)
+        self.entropy.observe(metrics)
 
     def state_dict(self) -> dict[str, Any]:
         prompts = prompts_fingerprint(self.prompts)
-        return {"curriculum": self.curriculum.state_dict(), "entropy": self.entropy, "prompts": prompts}
+        return {"curriculum": self.curriculum.state_dict(), "entropy_coef": self.entropy.coef, "prompts": prompts}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         refuse_other_prompts(state["prompts"], self.prompts)
         self.curriculum.load_state_dict(state["curriculum"])
-        self.entropy = state["entropy"]
+        self.entropy.coef = state["entropy_coef"]
