@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,10 +10,10 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
-import yaml
 from trl import TrlParser
 
 from alignment.errors import UserError
+from alignment.yaml_files import did_you_mean, read_yaml
 
 
 @dataclass
@@ -92,7 +91,7 @@ def parse(*kinds: type, arguments: Sequence[str] | None = None) -> tuple:
     for argument in arguments:
         name = argument[2:].split("=", 1)[0].replace("-", "_")
         if argument.startswith("--") and name.removeprefix("no_") not in (*known, "config", "help"):
-            raise UserError(f"unknown option {argument}{_did_you_mean(name, known)}")
+            raise UserError(f"unknown option {argument}{did_you_mean(name, known)}")
     parser = TrlParser(kinds)  # type: ignore[arg-type]
     try:
         return parser.parse_args_and_config(args=arguments)
@@ -100,32 +99,14 @@ def parse(*kinds: type, arguments: Sequence[str] | None = None) -> tuple:
         raise UserError(str(error)) from error
 
 
-def read_yaml(path: str | Path | None) -> dict[str, Any]:
-    """The keys and values of a recipe. Raises UserError, naming the file, when it is missing or no mapping."""
-    if path is None or not Path(path).is_file():
-        raise UserError(f"--config: there is no file {path or ''}".rstrip())
-    try:
-        content = yaml.safe_load(Path(path).read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: expected `key: value` lines, found {type(content).__name__}")
-    return content
-
-
 def _check_yaml(path: Path | None, known: dict[str, Any]) -> None:
     for key, value in read_yaml(path).items():
         if key == "env":
             continue
         if key not in known:
-            raise UserError(f"{path}: unknown key `{key}`{_did_you_mean(str(key), known)}")
+            raise UserError(f"{path}: unknown key `{key}`{did_you_mean(str(key), known)}")
         if not _fits(value, known[key]):
             raise UserError(f"{path}: `{key}: {value}` is not of type {_type_name(known[key])}")
-
-
-def _did_you_mean(name: str, known: dict[str, Any]) -> str:
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    return f"; did you mean `{close[0]}`?" if close else f". Known: {', '.join(sorted(known))}"
 
 
 def _fits(value: Any, hint: Any) -> bool:

@@ -322,8 +322,8 @@ def test_entropy_is_held_in_its_band_where_it_would_collapse():
             with torch.no_grad():
                 logits -= 0.5 * logits.grad
             logits.grad = None
-            control.observe({"entropy": float(entropy)})
-        return float(entropy)
+            control.observe({"entropy": float(entropy.detach())})
+        return float(entropy.detach())
 
     assert final_entropy(EntropyControl(0.0)) < 0.1
     assert 0.7 < final_entropy(EntropyControl(0.0, [0.8, 1.2], 0.005)) < 1.3

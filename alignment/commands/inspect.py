@@ -17,11 +17,12 @@ def run(options: argparse.Namespace) -> int:
 
     from alignment.algorithms.grpo import GrpoConfig
     from alignment.chat.template import ensure_chat_template
-    from alignment.config import TrainConfig, parse, read_yaml
+    from alignment.config import TrainConfig, parse
     from alignment.data.load import load_rows
     from alignment.data.prompts import build_prompts
     from alignment.inspect_view import inspect_prompts, inspect_sft
     from alignment.models.load import load_config, load_tokenizer
+    from alignment.yaml_files import read_yaml
     from recipes.grpo import GrpoRecipe
     from recipes.sft import SftRecipe
 
