@@ -3,6 +3,8 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# a worker per core, one thread each
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 
 .PHONY: help setup quickstart test test-slow lint bench clean
 
@@ -22,10 +24,10 @@ quickstart: $(READY) ## Train a small reasoning model on this CPU and show the i
 	$(BIN)/python -m recipes.quickstart.run $(if $(FULL),--full) $(ARGS)
 
 test: $(READY) ## The fast tests
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-slow: $(READY) ## The slow tests: killed processes, several ranks, parity with TRL, a real browser
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow
 
 lint: $(READY) ## ruff and mypy
 	$(BIN)/ruff check .

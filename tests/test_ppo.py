@@ -227,6 +227,7 @@ def test_an_episode_ends_early_when_the_policy_has_drifted(tmp_path):
     assert 0 < tokens("stopped") < tokens("all")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", ["qwen3", "qwen3_moe"])
 def test_reaches_the_optimum_of_a_toy_problem(arch, tmp_path):
     """A point for each token below 100 of 512: from one in five to nearly all."""
