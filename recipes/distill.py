@@ -6,10 +6,10 @@ hold the teacher's responses, which recipes/generate.py makes and filters; on-po
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -31,7 +31,7 @@ from alignment.models.teacher_server import load_server_teacher
 from alignment.trainer import Trainer, make_accelerator
 from alignment.types import Engine, Prompt
 from recipes.common import make_sampling, run, weights_fingerprint, write_settings
-from recipes.rollouts import RolloutRecipe, make_engine, make_evaluation, make_score
+from recipes.rollouts import RolloutRecipe, in_modes, make_engine, make_evaluation, make_score, refuse_equal_modes
 from rewards.specs import RewardEntry
 
 TASK = "task"
@@ -40,9 +40,6 @@ TASK = "task"
 @dataclass
 class DistillRecipe(RolloutRecipe):
     dataset: str = field(default="", metadata={"help": "Prompts that the student samples for."})
-    modes: Literal["row", "thinking", "no_think", "both"] = field(
-        default="row", metadata={"help": "In which mode it samples; row: as the row's chat_template_kwargs say."}
-    )
     rewards: list[RewardEntry] = field(default_factory=list, metadata={"help": "Of the samples; only reported."})
     off_policy_dataset: str = field(default="", metadata={"help": "Rows with the teacher's responses."})
     off_policy_split: str = ""
@@ -168,23 +165,8 @@ def load_prompts(
         teachers.check([row.get(TASK) for row in rows], recipe.dataset)
     rows = in_modes(rows, recipe.modes)
     prompts = build_prompts(rows, tokenizer, max_prompt_length=recipe.max_prompt_length, source=recipe.dataset)
-    if recipe.modes == "both" and len({tuple(p.token_ids) for p in prompts}) <= len(prompts) // 2:
-        raise UserError("modes: both are the same to this chat template; it does not know `enable_thinking`")
+    refuse_equal_modes(recipe.modes, prompts)
     return prompts
-
-
-def in_modes(rows: Sequence[Mapping[str, Any]], modes: str) -> list[dict[str, Any]]:
-    """The rows with `enable_thinking` set for the template; with `both`, each row twice."""
-    asked = {"row": [], "thinking": ["thinking"], "no_think": ["no_think"], "both": ["thinking", "no_think"]}[modes]
-    if not asked:
-        return [dict(row) for row in rows]
-    out = []
-    for row in rows:
-        for mode in asked:
-            arguments = {**(row.get("chat_template_kwargs") or {}), "enable_thinking": mode == "thinking"}
-            name = {"id": f"{row['id']}/{mode}"} if row.get("id") is not None else {}
-            out.append({**row, **name, "chat_template_kwargs": arguments})
-    return out
 
 
 def make_on_policy(

@@ -31,7 +31,7 @@ from alignment.rollout import TransformersEngine
 from alignment.types import Engine, Prompt, Rollout, Sampling
 from recipes.common import Score, make_sampling, run, weights_fingerprint
 from recipes.responses import Record, ResponseFile
-from recipes.rollouts import RolloutRecipe, load_prompts, make_score
+from recipes.rollouts import Modes, RolloutRecipe, load_prompts, make_score
 from rewards.specs import RewardEntry
 
 CHUNK = 64  # prompts per process between two writes to disk: what a kill can cost
@@ -43,6 +43,7 @@ class GenerateRecipe:
     dataset_split: str = field(default="", metadata={"help": "Split of a hub data set or folder."})
     max_rows: int = field(default=0, metadata={"help": "Use the first rows only; 0 = all."})
     max_prompt_length: int = 1024
+    modes: Modes = field(default="row", metadata={"help": "In which it samples; row: as its chat_template_kwargs say."})
     samples: int = field(default=8, metadata={"help": "Responses per prompt."})
     rewards: list[RewardEntry] = field(
         default_factory=lambda: [RewardEntry("verifier:math")],
@@ -79,6 +80,7 @@ class GenerateRecipe:
             dataset_split=self.dataset_split,
             max_rows=self.max_rows,
             max_prompt_length=self.max_prompt_length,
+            modes=self.modes,
             rewards=self.rewards,
             reward_timeout_s=self.reward_timeout_s,
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -22,6 +22,8 @@ from rewards import RewardRunner
 from rewards.routing import TASK, Router, check_tasks
 from rewards.specs import RewardEntry, RewardSpec, read_specs
 
+Modes = Literal["row", "thinking", "no_think", "both"]
+
 
 @dataclass
 class RolloutRecipe:
@@ -34,6 +36,7 @@ class RolloutRecipe:
     eval_samples: int = field(default=4, metadata={"help": "Samples per held-out prompt."})
     max_rows: int = field(default=0, metadata={"help": "Use the first rows only; 0 = all."})
     max_prompt_length: int = 1024
+    modes: Modes = field(default="row", metadata={"help": "In which it samples; row: as its chat_template_kwargs say."})
     rewards: list[RewardEntry] = field(
         default_factory=lambda: [RewardEntry("verifier:math")],
         metadata={"help": "Names, or mappings of a name, parameters and a weight."},
@@ -83,7 +86,30 @@ def load_prompts(recipe: RolloutRecipe, tokenizer: PreTrainedTokenizerBase) -> l
     rows = load_rows(recipe.dataset, recipe.dataset_split or None, recipe.max_rows or None)
     rows = Tools(recipe.tools).offer(rows) if recipe.tools else rows
     _check_tasks(recipe.specs(), rows, recipe.dataset)
-    return build_prompts(rows, tokenizer, max_prompt_length=recipe.max_prompt_length, source=recipe.dataset)
+    rows = in_modes(rows, recipe.modes)
+    prompts = build_prompts(rows, tokenizer, max_prompt_length=recipe.max_prompt_length, source=recipe.dataset)
+    refuse_equal_modes(recipe.modes, prompts)
+    return prompts
+
+
+def in_modes(rows: Sequence[Mapping[str, Any]], modes: str) -> list[dict[str, Any]]:
+    """The rows with `enable_thinking` set for the template and `mode` for verifiers; with `both`, each row twice."""
+    asked = {"row": [], "thinking": ["thinking"], "no_think": ["no_think"], "both": ["thinking", "no_think"]}[modes]
+    if not asked:
+        return [dict(row) for row in rows]
+    out = []
+    for row in rows:
+        for mode in asked:
+            arguments = {**(row.get("chat_template_kwargs") or {}), "enable_thinking": mode == "thinking"}
+            name = {"id": f"{row['id']}/{mode}"} if row.get("id") is not None else {}
+            out.append({**row, **name, "mode": mode, "chat_template_kwargs": arguments})
+    return out
+
+
+def refuse_equal_modes(modes: Modes, prompts: Sequence[Prompt]) -> None:
+    """Raises UserError when both modes are asked for and the chat template makes the same prompts of them."""
+    if modes == "both" and len({tuple(p.token_ids) for p in prompts}) <= len(prompts) // 2:
+        raise UserError("modes: both are the same to this chat template; it does not know `enable_thinking`")
 
 
 def _check_tasks(specs: Sequence[RewardSpec], rows: Sequence[Mapping[str, Any]], source: str) -> None:

@@ -196,6 +196,16 @@ def test_non_thinking_rows_lose_the_empty_block_and_may_not_think():
     )
 
 
+def test_the_flag_takes_the_place_of_the_variable_that_a_row_was_sampled_with():
+    """Responses sampled with enable_thinking=False teach `/no_think`; other variables stay."""
+    row = {**conversation("5"), "chat_template_kwargs": {"enable_thinking": False, "x": 1}}
+    plain = {**conversation("6"), "chat_template_kwargs": {"enable_thinking": False}}
+    kept, bare = non_thinking_rows([row, plain], Counter())
+    assert kept["chat_template_kwargs"] == {"x": 1} and "chat_template_kwargs" not in bare
+    (fused,) = [r for r in fuse(*pools(1, 0)[:1], [bare], FusionConfig()) if not thinking_of(r["messages"][-1])]
+    assert last_flag(fused["messages"][:-1]) == "no_think"
+
+
 def test_flags_that_a_row_brings_have_to_agree_and_stay():
     counts = Counter()
     own = [

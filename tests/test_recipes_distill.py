@@ -9,8 +9,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from alignment.metrics import read_metrics
-from recipes.distill import in_modes
 from recipes.quickstart.model import write_base_model
+from recipes.rollouts import in_modes
 from tests.teacher_server import teacher_server
 from tests.test_recipes import ROOT, data, recipe  # noqa: F401  data is a fixture
 
@@ -114,5 +114,6 @@ def test_rows_come_in_the_modes_that_are_asked_for():
     assert one["chat_template_kwargs"] == {"x": 1, "enable_thinking": False}
     both = in_modes(rows, "both")
     assert [row["chat_template_kwargs"]["enable_thinking"] for row in both] == [True, False, True, False]
+    assert [row["mode"] for row in both] == ["thinking", "no_think"] * 2
     assert [row.get("id") for row in both] == ["a/thinking", "a/no_think", None, None]
     assert rows[0]["chat_template_kwargs"] == {"x": 1}

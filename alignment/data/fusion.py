@@ -100,9 +100,16 @@ def _rows_of_mode(rows: Sequence[Row], mode: Mode, counts: Counter[str]) -> list
             reason = "a flag of its own asks for the other mode"
         counts[f"{mode}: {reason}" if reason else mode] += 1
         if not reason:
-            kept = {name: row[name] for name in KEPT_COLUMNS if row.get(name) is not None}
-            out.append({"messages": rewritten, **kept})
+            out.append({"messages": rewritten, **_kept(row)})
     return out
+
+
+def _kept(row: Row) -> Row:
+    """Its other columns, without `enable_thinking`: the tokens are the same, and the mode is what flags ask for."""
+    kept = {name: row[name] for name in KEPT_COLUMNS if row.get(name) is not None}
+    if arguments := kept.pop("chat_template_kwargs", None):
+        arguments = {name: value for name, value in arguments.items() if name != "enable_thinking"}
+    return {**kept, "chat_template_kwargs": arguments} if arguments else kept
 
 
 def _conversation(row: Row) -> list[dict[str, Any]]:

@@ -57,7 +57,7 @@ def load_model(config: ModelConfig) -> PreTrainedModel | PeftModel:
             dtype=dtype or "auto",
             quantization_config=get_quantization_config(config),
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:  # ImportError: a package that the quantisation needs
         raise UserError(
             f"model_name_or_path: {config.model_name_or_path} could not be loaded as a causal language model: {error}"
         ) from error
