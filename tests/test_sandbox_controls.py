@@ -146,7 +146,7 @@ def test_a_machine_out_of_processes_is_a_setup_failure_and_the_template_lives(mo
 
     monkeypatch.setattr(template, "fork_jail", refuse)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    place = jail.Place("flat", 0, (0, 0), [], ["/nowhere"], [], [], frozenset())
+    place = jail.Place("flat", 0, (0, 0), [], ["/nowhere"], [], {}, frozenset())
     server = template.Template(theirs, place, watch.Watcher(0, "flat"))
     job = Job("program", {"source": "", "stdin": ""})
     for _ in range(3):  # the slot is free again each time

@@ -159,3 +159,13 @@ def test_no_state_reaches_the_next_job(sandbox):
     )
     source = "import json, math, os; print(len(json.dumps([math.pi])), os.listdir('.'))"
     assert printed(run(sandbox, source)) == "19 []\n"
+
+
+def test_jobs_draw_different_random_numbers(sandbox):
+    first, second = (printed(run(sandbox, "import random; print(random.random())")) for _ in range(2))
+    assert first != second
+
+
+def test_garbage_is_collected(sandbox):
+    loop = "for _ in range(20_000):\n    n = Node(); n.own = n; n.text = bytearray(10_000)\n"
+    assert printed(run(sandbox, f"class Node: pass\n{loop}print(1)")) == "1\n"

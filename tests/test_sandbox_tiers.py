@@ -39,7 +39,7 @@ def in_container(refused: tuple[str, ...], action) -> str:
             for number, rule in decided.items():
                 code += [(0x15, 0, len(rule), number), *rule, (0x20, 0, 0, 0)]
             kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
-            seccomp.install(b"".join(struct.pack("=HBBI", *instruction) for instruction in code + allow))
+            seccomp.Filter(b"".join(struct.pack("=HBBI", *instruction) for instruction in code + allow)).install()
             os.write(write, action().encode())
         except BaseException as error:
             os.write(write, f"{type(error).__name__}: {error}".encode())

@@ -150,16 +150,20 @@ def _check_hashes(members: list[Any]) -> None:
 
 
 def to_bytes(tree: Any) -> bytes:
-    return json.dumps(tree, separators=(",", ":"), allow_nan=False).encode()
+    return _ENCODER.encode(tree).encode()
 
 
 def from_bytes(text: bytes) -> Any:
     """Raises CodecError for anything but JSON of sane depth."""
     try:
-        return json.loads(text, parse_constant=_no_constant)
+        return _DECODER.decode(text.decode("utf-8", "surrogatepass"))
     except (ValueError, RecursionError) as error:
         raise CodecError(f"not JSON: {type(error).__name__}") from None
 
 
 def _no_constant(name: str) -> Any:
     raise ValueError(name)
+
+
+_ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
+_DECODER = json.JSONDecoder(parse_constant=_no_constant)

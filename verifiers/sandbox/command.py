@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import sys
 from typing import Any
@@ -31,7 +30,8 @@ def run(payload: dict[str, Any], *, pid_one: bool) -> None:
     code = _reap(child)
     if keep and code == 0:
         with open(keep, "rb") as source, os.fdopen(jail.RESULT, "wb") as out:
-            shutil.copyfileobj(source, out)
+            while part := source.read(1 << 20):
+                out.write(part)
     os._exit(code)
 
 
@@ -39,13 +39,20 @@ def _execute(argv: list[str]) -> None:
     for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores these; programs expect the default
         signal.signal(number, signal.SIG_DFL)
     try:
-        path = os.path.realpath(shutil.which(argv[0]) or argv[0])
+        path = os.path.realpath(_find(argv[0]))
         # The loader finds libraries beside a program through /proc or, without it, through this variable.
         os.execve(path, argv, {**os.environ, "LD_ORIGIN_PATH": os.path.dirname(path)})
     except OSError as error:
         sys.stderr.write(f"cannot execute {argv[0]}: {error}\n")
         sys.stderr.flush()
         os._exit(127)
+
+
+def _find(name: str) -> str:
+    if "/" in name:
+        return name
+    found = (os.path.join(folder, name) for folder in os.get_exec_path())
+    return next((path for path in found if os.access(path, os.X_OK)), name)
 
 
 def _reap(child: int) -> int:

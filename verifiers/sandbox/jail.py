@@ -14,7 +14,6 @@ from .job import Limits
 
 # Descriptors inside a jail. Everything else is closed.
 STDIN, STDOUT, STDERR, PAYLOAD, RESULT, PEER, STATUS = range(7)
-_OWN_PID_MARK = 0x7ABCDEF1  # stands in a compiled filter for a pid that is known only in the child
 # Protections that a test may switch off to see its attack succeed.
 SWITCHES = frozenset({"seccomp", "landlock", "rlimits", "netns", "userns", "mounts", "capabilities"})
 
@@ -29,19 +28,8 @@ class Place:
     rulesets: list[int]  # one per slot
     work: list[str]  # one directory per slot
     uids: list[int]  # one per slot (`flat` as root), or empty: keep the user
-    allowed: list[list[tuple[str, int]]]
+    filters: dict[seccomp.Profile, seccomp.Filter]
     off: frozenset[str]  # protections switched off, by tests only
-
-
-_filters: dict[tuple[str, bool], bytes] = {}
-
-
-def filter_for(profile: seccomp.Profile, tier: str) -> bytes:
-    """The compiled filter, with a mark in place of the jail's own pid."""
-    key = (profile, tier == "namespaces")
-    if key not in _filters:
-        _filters[key] = seccomp.compile_filter(profile, _OWN_PID_MARK, own_files_only=key[1])
-    return _filters[key]
 
 
 def profile_of(kind: str, processes: bool) -> seccomp.Profile:
@@ -71,9 +59,7 @@ def enter(place: Place, slot: int, kind: str, processes: bool, limits: Limits, f
         landlock.restrict(ruleset)
     os.close(ruleset)
     if "seccomp" not in place.off:
-        program = filter_for(profile_of(kind, processes), place.tier)
-        mark, pid = _OWN_PID_MARK.to_bytes(4, "little"), os.getpid().to_bytes(4, "little")
-        seccomp.install(program.replace(mark, pid))
+        place.filters[profile_of(kind, processes)].install()
     os.close(STATUS)
 
 

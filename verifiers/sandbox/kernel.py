@@ -30,6 +30,10 @@ _libc.setfsuid.argtypes = _libc.setfsgid.argtypes = (ctypes.c_uint,)
 # fork-like calls must not drop the interpreter lock, hence PyDLL
 _libc_locked = ctypes.PyDLL(None, use_errno=True)
 _libc_locked.syscall.restype = ctypes.c_long
+# Looked up here and not at the first call, which would be another one in every child.
+_before_fork, _after_fork_in_parent, _after_fork_in_child = (
+    getattr(ctypes.pythonapi, f"PyOS_{name}") for name in ("BeforeFork", "AfterFork_Parent", "AfterFork_Child")
+)
 
 
 def _check(result: int, what: str) -> int:
@@ -50,14 +54,13 @@ def fork_into(flags: int) -> int:
 
     `os.unshare(CLONE_NEWPID)` works once per process, this any number of times. The caller must be single-threaded.
     """
-    api = ctypes.pythonapi
-    api.PyOS_BeforeFork()
+    _before_fork()
     pid = _libc_locked.syscall(ctypes.c_long(NUMBERS["clone"]), ctypes.c_long(flags | 17), *[ctypes.c_long(0)] * 4)
     if pid == 0:
-        api.PyOS_AfterFork_Child()
+        _after_fork_in_child()
         return 0
     error = ctypes.get_errno()
-    api.PyOS_AfterFork_Parent()
+    _after_fork_in_parent()
     if pid < 0:
         raise OSError(error, f"clone: {os.strerror(error)}")
     return pid

@@ -149,6 +149,7 @@ class Sandbox:
                 "PATH": _PATH,
                 "LANG": "C.UTF-8",
                 "PYTHONHASHSEED": "0",
+                "LD_BIND_NOW": "1",  # or every jail would look up the same functions
             },
             cwd="/",
             start_new_session=True,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import os
 import struct
 from collections.abc import Iterable
 from typing import Literal
@@ -128,8 +129,26 @@ def compile_filter(profile: Profile, own_pid: int, *, own_files_only: bool) -> b
     return b"".join(struct.pack("=HBBI", *instruction) for instruction in program)
 
 
-def install(program: bytes) -> None:
-    """Filter this thread and all its descendants from here on. Needs no_new_privs or a capability."""
-    buffer = ctypes.create_string_buffer(program)
-    head = struct.pack("@HP", len(program) // 8, ctypes.addressof(buffer))
-    kernel.syscall("seccomp", 1, 0, head)  # SECCOMP_SET_MODE_FILTER
+_OWN_PID_MARK = 0x7ABCDEF1  # stands in a compiled filter for a pid that is known only in the child
+
+
+class Filter:
+    """A compiled program in memory, made once before many forks."""
+
+    def __init__(self, program: bytes) -> None:
+        self._buffer = ctypes.create_string_buffer(program, len(program))
+        self._head = struct.pack("@HP", len(program) // 8, ctypes.addressof(self._buffer))
+        mark = struct.pack("=I", _OWN_PID_MARK)
+        self._own_pid = [at for at in range(4, len(program), 8) if program[at : at + 4] == mark]
+
+    def install(self) -> None:
+        """Filter this thread and all its descendants from here on. Needs no_new_privs or a capability."""
+        for at in self._own_pid:
+            struct.pack_into("=I", self._buffer, at, os.getpid())
+        kernel.syscall("seccomp", 1, 0, self._head)  # SECCOMP_SET_MODE_FILTER
+
+
+def filters(*, own_files_only: bool) -> dict[Profile, Filter]:
+    """One for each profile, for whichever process installs it."""
+    profiles: tuple[Profile, ...] = ("threads", "exec_once", "processes")
+    return {p: Filter(compile_filter(p, _OWN_PID_MARK, own_files_only=own_files_only)) for p in profiles}

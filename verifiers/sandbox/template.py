@@ -19,7 +19,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from . import jail, tiers, watch, worker
+from . import codec, jail, tiers, watch, worker
 from .job import Limits
 from .kernel import CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWUSER, fork_into
 
@@ -51,24 +51,29 @@ class Template:
     def __init__(self, control: socket.socket, place: jail.Place, watcher: watch.Watcher) -> None:
         self.control, self.place, self.watcher = control, place, watcher
         self.free_slots = list(range(len(place.work)))
-        self.by_fd: dict[int, Running | Group] = {}
+        self.jails: dict[int, Running] = {}  # by pidfd
+        self.groups: dict[int, Group] = {}  # by status descriptor
         self.poll = select.epoll()
         self.poll.register(control, select.EPOLLIN)
 
     def serve(self) -> None:
         """Until the host closes its end."""
-        parent = os.getppid()
+        parent, control, checked = os.getppid(), self.control.fileno(), 0.0
         while True:
-            jails = [r for r in self.by_fd.values() if isinstance(r, Running)]
-            for fd, _ in self.poll.poll(_TICK_S if jails else 1.0):
-                if fd == self.control.fileno():
+            for fd, _ in self.poll.poll(_TICK_S if self.jails else 1.0):
+                if fd == control:
                     if not self.accept():
                         return
-                elif fd in self.by_fd:
-                    self.handle(self.by_fd[fd])
-            if os.getppid() != parent:
-                return
-            self.check_limits()
+                elif fd in self.jails:
+                    self.finish(self.jails[fd])
+                elif fd in self.groups:
+                    self.hear(self.groups[fd])
+            now = time.monotonic()
+            if now - checked >= _TICK_S:
+                checked = now
+                if os.getppid() != parent:
+                    return
+                self.check_limits(now)
 
     def accept(self) -> bool:
         try:
@@ -79,7 +84,7 @@ class Template:
             return False
         group = Group(socket.socket(fileno=fds.pop(0)))
         group.status.setblocking(False)
-        for index, spec in enumerate(json.loads(header)):
+        for index, spec in enumerate(codec.from_bytes(header)):
             count = 4 if spec["peer"] else 3
             mine, fds = fds[:count], fds[count:]
             self.start(group, index, spec, mine)
@@ -88,7 +93,7 @@ class Template:
         if not group.jails:
             group.status.close()
             return True
-        self.by_fd[group.status.fileno()] = group
+        self.groups[group.status.fileno()] = group
         self.poll.register(group.status, select.EPOLLIN)
         return True
 
@@ -104,18 +109,15 @@ class Template:
             return
         jailed = Running(index, pid, os.pidfd_open(pid), slot, limits, group, time.monotonic())
         group.jails.append(jailed)
-        self.by_fd[jailed.pidfd] = jailed
+        self.jails[jailed.pidfd] = jailed
         self.poll.register(jailed.pidfd, select.EPOLLIN)
 
-    def handle(self, entry: Running | Group) -> None:
-        if isinstance(entry, Running):
-            self.finish(entry)
-            return
+    def hear(self, group: Group) -> None:
         try:
-            word = entry.status.recv(64)  # "<index> <reason>", or nothing when the host lost interest
+            word = group.status.recv(64)  # "<index> <reason>", or nothing when the host lost interest
         except BlockingIOError:  # the event was for an earlier bearer of this descriptor's number
             return
-        for jailed in list(entry.jails):
+        for jailed in list(group.jails):
             if not word or jailed.index == int(word.split()[0]):
                 self.kill(jailed, word.split()[1].decode() if word else "stopped")
 
@@ -123,9 +125,10 @@ class Template:
         jailed.reason = jailed.reason or reason
         signal.pidfd_send_signal(jailed.pidfd, signal.SIGKILL)
 
-    def check_limits(self) -> None:
-        now = time.monotonic()
-        for jailed in [r for r in self.by_fd.values() if isinstance(r, Running) and not r.reason]:
+    def check_limits(self, now: float) -> None:
+        for jailed in self.jails.values():
+            if jailed.reason:
+                continue
             if now - jailed.started >= jailed.limits.wall_s:
                 self.kill(jailed, "wall_time")
             elif now - jailed.started >= _TICK_S:
@@ -146,27 +149,27 @@ class Template:
             "rss_mb": usage.ru_maxrss / 1024,
         }
         self.poll.unregister(jailed.pidfd)
-        del self.by_fd[jailed.pidfd]
+        del self.jails[jailed.pidfd]
         os.close(jailed.pidfd)
         if self.place.tier == "flat":
             watch.empty(self.place.work[jailed.slot])
         self.free_slots.append(jailed.slot)
         group = jailed.group
         with contextlib.suppress(OSError):  # the host lost interest
-            group.status.send(json.dumps(report).encode())
+            group.status.send(codec.to_bytes(report))
         group.jails.remove(jailed)
         if not group.jails:
             self.poll.unregister(group.status)
-            del self.by_fd[group.status.fileno()]
+            del self.groups[group.status.fileno()]
             group.status.close()
         elif jailed.index > max(other.index for other in group.jails):
             for other in group.jails:
                 self.kill(other, "stopped")
 
     def end(self) -> None:
-        for entry in [r for r in self.by_fd.values() if isinstance(r, Running)]:
-            signal.pidfd_send_signal(entry.pidfd, signal.SIGKILL)
-            os.wait4(entry.pid, 0)
+        for jailed in self.jails.values():
+            signal.pidfd_send_signal(jailed.pidfd, signal.SIGKILL)
+            os.wait4(jailed.pid, 0)
         if self.place.tier == "flat":
             for work in self.place.work:
                 watch.empty(work)
@@ -233,9 +236,9 @@ def main(config_text: str) -> None:
     control.close()
     try:
         sys.path += config["extra"]
+        worker.preload()
         for name in config["modules"]:
             __import__(name)
-        worker.preload()
         place = tiers.prepare(config)
         jail.remember_address_space_from(place.proc)
         _self_test(place)
@@ -245,6 +248,7 @@ def main(config_text: str) -> None:
     watcher = watch.Watcher(place.proc, place.tier)
     gc.collect()
     gc.freeze()
+    gc.disable()
     moved.send(json.dumps({"ready": True, "pid": os.getpid()}).encode())
     template = Template(moved, place, watcher)
     try:

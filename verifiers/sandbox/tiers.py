@@ -6,7 +6,7 @@ import os
 import sys
 from typing import Any
 
-from . import kernel, landlock, root
+from . import kernel, landlock, root, seccomp
 from .jail import Place
 
 _UNPRIVILEGED_ID = 65534
@@ -27,7 +27,9 @@ def prepare(config: dict[str, Any]) -> Place:
     work, uids, allowed = prepare_tier(config, visible, off)
     rulesets = [landlock.create_ruleset(rules) for rules in allowed]
     os.environ.update(HOME=work[0], TMPDIR=work[0])
-    return Place(config["tier"], proc, os.pipe(), rulesets, work, uids, allowed, off)
+    os.environ.pop("LD_BIND_NOW", None)
+    filters = seccomp.filters(own_files_only=config["tier"] == "namespaces")
+    return Place(config["tier"], proc, os.pipe(), rulesets, work, uids, filters, off)
 
 
 def raise_oom_score() -> None:

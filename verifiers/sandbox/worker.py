@@ -7,8 +7,10 @@ has run; whatever such a jail sends is only ever compared with, or called by, co
 from __future__ import annotations
 
 import base64
+import builtins
 import contextlib
 import errno
+import gc
 import os
 import socket
 import sys
@@ -26,17 +28,55 @@ statistics string struct textwrap threading time traceback types typing"""
 
 
 def preload() -> None:
-    from . import command, serving, testing  # noqa: F401 (they import this module)
+    """In the template: load what jails need, so that a jail loads and creates as little as can be."""
+    global _reseed
+    # What `random` and `threading` do in a forked child, in Python, takes a tenth of a job's time. `run` does the
+    # first's work with less; the second's is for threads, of which the template has one.
+    register, os.register_at_fork = os.register_at_fork, _register_nothing  # type: ignore[assignment]
+    try:
+        from . import command, serving, testing  # noqa: F401 (they import this module)
 
-    for name in _COMMON.split():
-        __import__(name)
+        for name in _COMMON.split():
+            __import__(name)
+    finally:
+        os.register_at_fork = register
+    generator = sys.modules["random"].seed.__self__
+    _reseed = super(type(generator), generator).seed
+    builtins.exit = builtins.quit = sys.exit  # type: ignore[assignment]
+    _make_streams()
+
+
+def _register_nothing(**_: Any) -> None:
+    pass
+
+
+def _reseed() -> None:
+    """Replaced by the generator's own method in `preload`."""
+
+
+def _make_streams() -> None:
+    """The text streams of all jails. They are made over a file and pipes, as a jail has them at these descriptors, and
+    not used here."""
+    file = os.memfd_create("stdin")
+    end, pipe = os.pipe()
+    saved = [os.dup(fd) for fd in (jail.STDIN, jail.STDOUT, jail.STDERR)]
+    for fd, like in ((jail.STDIN, file), (jail.STDOUT, pipe), (jail.STDERR, pipe)):
+        os.dup2(like, fd)
+    sys.stdin = os.fdopen(jail.STDIN, encoding="utf-8", errors="surrogateescape")
+    sys.stdout = os.fdopen(jail.STDOUT, "w", encoding="utf-8", errors="surrogateescape")
+    sys.stderr = os.fdopen(jail.STDERR, "w", encoding="utf-8", errors="backslashreplace")
+    sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr  # type: ignore[misc]
+    for fd, original in enumerate(saved):
+        os.dup2(original, fd)
+    for fd in (file, end, pipe, *saved):
+        os.close(fd)
 
 
 def run(kind: str, *, pid_one: bool) -> None:
     """Do the work and end the process: 0 when it went well, a code of EXIT_BY_STATUS at a limit, else 1."""
-    with os.fdopen(jail.PAYLOAD, "rb") as file:
-        file.seek(0)
-        payload = codec.from_bytes(file.read())
+    _reseed()
+    payload = codec.from_bytes(os.pread(jail.PAYLOAD, os.fstat(jail.PAYLOAD).st_size, 0))
+    os.close(jail.PAYLOAD)
     if kind == "command":
         from . import command
 
@@ -87,34 +127,25 @@ def put_stdin(text: str) -> None:
     os.close(fd)
 
 
-def _open_streams() -> None:
-    """Fresh text streams over the jail's descriptors; the template's own are not used."""
-    sys.stdin = os.fdopen(jail.STDIN, encoding="utf-8", errors="surrogateescape")
-    sys.stdout = os.fdopen(jail.STDOUT, "w", encoding="utf-8", errors="surrogateescape")
-    sys.stderr = os.fdopen(jail.STDERR, "w", encoding="utf-8", errors="backslashreplace")
-    sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr  # type: ignore[misc]
-
-
 def _module(name: str) -> dict[str, Any]:
-    import builtins
-
+    """The namespace of a new module for foreign code. From here on garbage is collected, of what comes from here on."""
     module = types.ModuleType(name)
     sys.modules[name] = module
-    builtins.exit = builtins.quit = sys.exit  # type: ignore[assignment]
+    gc.freeze()
+    gc.enable()
     return module.__dict__
 
 
 def _program(payload: dict[str, Any]) -> None:
     put_stdin(payload["stdin"])
-    _open_streams()
     sys.argv = ["solution.py"]
     exec(compile(payload["source"], "solution.py", "exec"), _module("__main__"))
 
 
 def load(source: str) -> dict[str, Any]:
     """The namespace of the candidate's module. Not `__main__`, so guarded example code does not run."""
-    namespace = _module("solution")
-    exec(compile(source, "solution.py", "exec"), namespace)
+    code, namespace = compile(source, "solution.py", "exec"), _module("solution")
+    exec(code, namespace)
     return namespace
 
 
@@ -128,7 +159,6 @@ def resolve(namespace: dict[str, Any], entry_point: str) -> Any:
 
 
 def _calls(payload: dict[str, Any]) -> None:
-    _open_streams()
     with os.fdopen(jail.RESULT, "wb", buffering=0) as out:
         function = resolve(load(payload["source"]), payload["entry_point"])
         for args, kwargs in payload["calls"]:
@@ -143,14 +173,13 @@ def _calls(payload: dict[str, Any]) -> None:
 def _serve(payload: dict[str, Any]) -> None:
     from . import serving
 
-    _open_streams()
     serving.serve(socket.socket(fileno=jail.PEER), payload["source"])
 
 
 def _tests(payload: dict[str, Any]) -> None:
     from . import testing
 
-    _open_streams()
+    gc.enable()
     result = testing.run_tests(socket.socket(fileno=jail.PEER), payload)
     os.write(jail.RESULT, codec.to_bytes(result))
 
