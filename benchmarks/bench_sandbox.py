@@ -80,63 +80,10 @@ def measure(name: str, work: Callable, sandbox: Sandbox | None, jobs: int, worke
     )
 
 
-KINDS = [
-    PROGRAM,
-    Job("program", {"source": "import os; os._exit(3)", "stdin": ""}),
-    Job("program", {"source": "open('x', 'w').write('1' * 10000); 1 / 0", "stdin": ""}),
-    Job("program", {"source": "import ctypes; ctypes.string_at(0)", "stdin": ""}),
-    Job("program", {"source": "import threading; threading.Thread(target=lambda: 1).start()", "stdin": "x" * 10000}),
-    Job("program", {"source": "print('x' * 200000)", "stdin": ""}),
-]
-
-
-def state(template: int) -> dict[str, int]:
-    """What could leak, counted."""
-
-    def resident_kb(pid: int) -> int:
-        with open(f"/proc/{pid}/status") as file:
-            return next(int(line.split()[1]) for line in file if line.startswith("VmRSS"))
-
-    return {
-        "processes": sum(entry.isdigit() for entry in os.listdir("/proc")),
-        "host descriptors": len(os.listdir("/proc/self/fd")),
-        "template descriptors": len(os.listdir(f"/proc/{template}/fd")),
-        "files in /dev/shm and /tmp": len(os.listdir("/dev/shm")) + len(os.listdir(tempfile.gettempdir())),
-        "host RSS KiB": resident_kb(os.getpid()),
-        "template RSS KiB": resident_kb(template),
-    }
-
-
-def soak(sandbox: Sandbox, jobs: int, workers: int) -> None:
-    """Jobs of several kinds, every fourth a pair, with the state after a tenth of them and at the end."""
-
-    def one(number: int) -> None:
-        if number % 4 == 0:
-            in_two_jails(sandbox)
-        else:
-            sandbox.run(KINDS[number % len(KINDS)])
-
-    assert sandbox._process
-    template = sandbox._process.pid
-    with ThreadPoolExecutor(workers) as pool:
-        list(pool.map(one, range(jobs // 10)))
-        time.sleep(0.5)
-        before, start = state(template), time.perf_counter()
-        for batch in range(jobs // 10, jobs, 100):  # a long queue would grow this process
-            list(pool.map(one, range(batch, min(batch + 100, jobs))))
-        seconds = time.perf_counter() - start
-        time.sleep(0.5)
-    after = state(template)
-    print(f"{sandbox.tier}: {jobs} jobs, {0.9 * jobs / seconds:.0f} /s")
-    for name, count in after.items():
-        print(f"    {name:28s} {before[name]:8d} -> {after[name]:8d}  ({count - before[name]:+d})")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=300)
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--soak", type=int, default=0, help="instead, run this many jobs and look for what they leave")
     parser.add_argument("--tier", choices=TIERS, action="append")
     options = parser.parse_args()
     print(f"load {os.getloadavg()[0]:.1f}, {options.workers} workers, {options.jobs} jobs")
@@ -147,15 +94,9 @@ def main() -> None:
             print(error)
             continue
         use_backend(sandbox)
-        if options.soak:
-            soak(sandbox, options.soak, options.workers)
-            sandbox.close()
-            continue
         measure(f"{tier}, one jail", in_one_jail, sandbox, options.jobs, options.workers)
         measure(f"{tier}, two jails", in_two_jails, sandbox, options.jobs, options.workers)
         sandbox.close()
-    if options.soak:
-        return
     measure("python -I (no protection)", by_python_isolated, None, options.jobs // 3, options.workers)
     measure("process + exec (no protection)", by_process_and_exec, None, options.jobs // 3, options.workers)
 

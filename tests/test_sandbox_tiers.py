@@ -121,8 +121,8 @@ def test_filter_decides_as_its_rules(profile, own_files_only):
             assert got == (interpret(rule, number, first, second) if rule else 0x50000 | errno.ENOSYS)
 
 
-def interpret(code, number: int, first: int, second: int) -> int:
-    data = {0: number, 4: AUDIT_ARCH, 16: first, 24: second}
+def interpret(code, number: int, first: int, second: int, convention: int = AUDIT_ARCH) -> int:
+    data = {0: number, 4: convention, 16: first, 24: second}
     position, value = 0, 0
     while True:
         kind, then, otherwise, k = code[position]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 
-ARCH = {"x86_64": "x86_64", "AMD64": "x86_64", "aarch64": "arm64", "arm64": "arm64"}.get(os.uname().machine, "")
+ARCHS = {"x86_64": "x86_64", "AMD64": "x86_64", "aarch64": "arm64", "arm64": "arm64"}
+ARCH = ARCHS.get(os.uname().machine, "")
 # The constant that the kernel gives a seccomp filter for the native calling convention (linux/audit.h).
-AUDIT_ARCH = {"x86_64": 0xC000003E, "arm64": 0xC00000B7}.get(ARCH, 0)
+AUDIT_ARCHS = {"x86_64": 0xC000003E, "arm64": 0xC00000B7}
+AUDIT_ARCH = AUDIT_ARCHS.get(ARCH, 0)
 
 _TABLE = """
     read 0 63; write 1 64; open 2 -; close 3 57; stat 4 -; fstat 5 80; lstat 6 -; poll 7 -; lseek 8 62; mmap 9 222;
