@@ -8,11 +8,19 @@ from itertools import pairwise
 
 import numpy as np
 import torch
+from peft import get_peft_model
 from rich.table import Table
 from rich.text import Text
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+)
+from trl import ModelConfig, get_peft_config
 
 from alignment.chat.template import end_token_ids
+from alignment.data.preference_rows import PreferenceReport
 from alignment.data.sft_rows import SftReport
 from alignment.models.head import MAX_LOGIT_BYTES
 from alignment.packing import cut
@@ -45,16 +53,27 @@ class MemoryEstimate:
     autocast_copies: int
     activations: int
     head: int
+    frozen_copies: int = 0
 
     @property
     def total(self) -> int:
         return sum(getattr(self, f.name) for f in fields(self))
 
+    def __add__(self, other: MemoryEstimate) -> MemoryEstimate:
+        """Of two models that are trained in one step, one after the other."""
+        return MemoryEstimate(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
-def token_view(tree: Tree, tokenizer: PreTrainedTokenizerBase) -> Text:
-    """The tokens of a tree as text: scored ones green, masked ones dim, a scored end of a turn highlighted."""
+
+def token_view(tree: Tree, tokenizer: PreTrainedTokenizerBase, names: Sequence[str] = ()) -> Text:
+    """The tokens of a tree as text: scored ones green, masked ones dim, a scored end of a turn highlighted. names: of
+    its branches, each written before it on a line of its own."""
     ends, text = end_token_ids(tokenizer), Text()
-    for segment in tree.segments:
+    parents = {segment.parent for segment in tree.segments}
+    leaves = [i for i, segment in enumerate(tree.segments) if i not in parents]
+    titles = dict(zip(leaves, names, strict=False))
+    for place, segment in enumerate(tree.segments):
+        if place in titles:
+            text.append(f"\n── {titles[place]}: ", style="bold")
         ids = [int(i) for i in segment.token_ids]
         scored = np.zeros(len(ids), bool) if segment.scored is None else segment.scored
         styles = [(END if i in ends else SCORED) if s else MASKED for i, s in zip(ids, scored, strict=True)]
@@ -89,8 +108,10 @@ def plan_steps(
     world_size: int = 1,
     sampled_steps: int = 20,
     seed: int = 0,
+    max_steps: int = 0,
 ) -> StepPlan:
-    """Steps of `batch_size` rows over all ranks, each cut into packed rows of at most `max_tokens`.
+    """Steps of `batch_size` rows over all ranks, each cut into packed rows of at most `max_tokens`. max_steps: as many,
+    whatever the epochs say; 0 = none.
 
     Sizes are measured on `sampled_steps` random steps.
     """
@@ -104,7 +125,7 @@ def plan_steps(
     scored = [row.score_index_N.numel() for row in rows]
     return StepPlan(
         per_epoch,
-        round(per_epoch * epochs),
+        max_steps or max(1, round(per_epoch * epochs)),
         sum(row.tokens for row in rows) / len(batches),
         sum(scored) / len(batches),
         float(np.mean([len(ranks) for ranks in micro])),
@@ -113,10 +134,30 @@ def plan_steps(
     )
 
 
-def count_parameters(config: PreTrainedConfig) -> int:
-    """Parameters of the causal language model of this configuration; tied ones count once. Allocates nothing."""
+def count_parameters(config: PreTrainedConfig, scalar: bool = False) -> int:
+    """Parameters of the causal language model of this configuration, or of a reward or value model; tied ones count
+    once. Allocates nothing."""
+    return sum(p.numel() for p in _empty_model(config, scalar).parameters())
+
+
+def count_adapters(config: PreTrainedConfig, model: ModelConfig, scalar: bool = False) -> int | None:
+    """Parameters that LoRA trains, the head of a reward or value model among them; None without LoRA."""
+    peft_config = get_peft_config(model)
+    if peft_config is None:
+        return None
+    if scalar:
+        peft_config.task_type = "SEQ_CLS"  # type: ignore[assignment]
+    adapted = get_peft_model(_empty_model(config, scalar), peft_config)
+    return sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+
+
+def _empty_model(config: PreTrainedConfig, scalar: bool):
     with torch.device("meta"):
-        return sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
+        if not scalar:
+            return AutoModelForCausalLM.from_config(config)
+        own = type(config).from_dict(config.to_dict())
+        own.num_labels = 1
+        return AutoModelForSequenceClassification.from_config(own)
 
 
 def layer_activations(config: PreTrainedConfig) -> int:
@@ -147,6 +188,8 @@ def estimate_memory(
     trainable_parameters: int | None = None,
     bf16: bool = False,
     gradient_checkpointing: bool = False,
+    scalar: bool = False,
+    frozen_copies: int = 0,
 ) -> MemoryEstimate:
     """Peak of a step with AdamW on one process, without sharding or allocator overhead.
 
@@ -155,12 +198,13 @@ def estimate_memory(
     checkpointing T x (L d + layer_activations + 4 d); head = two buffers of the largest chunk of logits, float32.
 
     micro_batch_tokens: T, tokens of the largest packed row. scored_tokens: the most scored positions in one.
+    scalar: a reward or value model, whose head gives one number. frozen_copies: of the weights, for a reference.
     """
-    parameters = count_parameters(config)
+    parameters = count_parameters(config, scalar)
     trainable = parameters if trainable_parameters is None else trainable_parameters
     layers, d = config.num_hidden_layers, config.hidden_size
     per_token = layer_activations(config) + layers * d if gradient_checkpointing else layers * layer_activations(config)
-    logits = 4 * scored_tokens * config.vocab_size
+    logits = 4 * scored_tokens * (1 if scalar else config.vocab_size)
     chunk = logits if logits <= MAX_LOGIT_BYTES else MAX_LOGIT_BYTES // 2
     return MemoryEstimate(
         parameters=parameters * parameter_bytes,
@@ -169,6 +213,7 @@ def estimate_memory(
         autocast_copies=2 * parameters if bf16 and parameter_bytes == 4 else 0,
         activations=micro_batch_tokens * (per_token + 4 * d) * (2 if bf16 or parameter_bytes == 2 else 4),
         head=2 * chunk,
+        frozen_copies=frozen_copies * parameters * parameter_bytes,
     )
 
 
@@ -193,6 +238,23 @@ def rows_table(report: SftReport) -> Table:
     return table
 
 
+def pairs_table(report: PreferenceReport) -> Table:
+    """Counts of kept and dropped pairs and groups, and what sharing their prompts saves."""
+    table = _table("Rows")
+    table.add_row("read", f"{report.rows:,}")
+    table.add_row("trained", f"{report.kept:,} with {report.branches:,} branches")
+    for label, count in (
+        (f"truncated to {report.max_length:,} tokens", report.truncated),
+        (f"dropped, longer than {report.max_length:,} tokens", report.dropped),
+        ("dropped, branches are the same", report.identical),
+        ("dropped, labels are all equal", report.ties),
+    ):
+        table.add_row(label, f"{count:,}", style="yellow" if count else "")
+    saved = 1 - report.tokens / report.separate_tokens
+    table.add_row("tokens", f"{report.tokens:,} ({saved:.0%} fewer than with a prompt per branch)")
+    return table
+
+
 def plan_table(plan: StepPlan, max_tokens: int) -> Table:
     table = _table("Steps")
     table.add_row("optimizer steps", f"{plan.steps:,} ({plan.steps_per_epoch:,} per epoch)")
@@ -202,6 +264,19 @@ def plan_table(plan: StepPlan, max_tokens: int) -> Table:
     )
     if plan.largest_micro_batch > max_tokens:
         table.add_row("longest row exceeds the budget", f"{plan.largest_micro_batch:,} tokens", style="yellow")
+    return table
+
+
+def episodes_table(
+    steps: int, prompts_per_step: int, group_size: int, max_tokens: int, rewards: Sequence[str]
+) -> Table:
+    table = _table("Steps")
+    table.add_row("episodes", f"{steps:,}")
+    completions = prompts_per_step * group_size
+    table.add_row("completions per episode", f"{completions:,} = {prompts_per_step:,} prompts x {group_size}")
+    table.add_row("longest completion", f"{max_tokens:,} tokens")
+    for reward in rewards:
+        table.add_row("reward", reward)
     return table
 
 

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.panel import Panel
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from alignment.chat.masks import EmptyThinking
-from alignment.chat.messages import TrainOn
 from alignment.chat.template import stop_token_ids
-from alignment.data.sft_rows import Overflow, SftReport, encode_sft_rows
+from alignment.data.preference_rows import PreferenceReport
+from alignment.data.sft_rows import SftReport
 from alignment.inspect import (
-    estimate_memory,
+    MemoryEstimate,
+    episodes_table,
     length_histogram,
     memory_table,
+    pairs_table,
     plan_steps,
     plan_table,
     rows_table,
@@ -25,55 +26,51 @@ from alignment.inspect import (
 from alignment.types import Prompt, Segment, Tree
 
 LEGEND = "[green]scored[/green]  [dim]masked[/dim]  [bold black on green]end of a trained turn[/bold black on green]"
+Memory = Callable[[int, int], MemoryEstimate]
+"""The estimate for the tokens of the largest packed row and the most scored positions in one."""
 
 
-def inspect_sft(
-    rows: Sequence[Mapping[str, Any]],
+def inspect_rows(
+    trees: Sequence[Tree],
+    report: SftReport | PreferenceReport,
     tokenizer: PreTrainedTokenizerBase,
-    model_config: PreTrainedConfig,
+    memory: Memory,
     *,
     max_length: int,
     batch_size: int,
     max_tokens: int,
     epochs: float = 1,
-    overflow: Overflow = "truncate",
-    train_on: TrainOn = "all_assistant",
-    empty_thinking: EmptyThinking = "flagged",
-    world_size: int = 1,
-    parameter_bytes: int = 4,
-    bf16: bool = False,
-    gradient_checkpointing: bool = False,
-    trainable_parameters: int | None = None,
+    max_steps: int = 0,
     samples: int = 3,
     console: Console | None = None,
-) -> SftReport:
-    """Print the first `samples` rows coloured by mask, the lengths, the counts, the steps and the memory of SFT.
+) -> None:
+    """Print the first `samples` rows coloured by mask, each branch of a pair or group on lines of its own, then the
+    lengths, the counts, the steps and the memory.
 
-    batch_size: rows per optimizer step over all processes. max_tokens: of one packed row. Raises UserError as
-    encode_sft_rows does.
+    batch_size: rows per optimizer step over all processes. max_tokens: of one packed row.
     """
     console = console or Console()
-    trees, report = encode_sft_rows(rows, tokenizer, max_length, overflow, train_on, empty_thinking)
     console.print(LEGEND)
     for tree, index in zip(trees[:samples], report.kept_rows_K, strict=False):
         title = f"row {index + 1}: {tree.tokens:,} tokens, {tree.scored_tokens:,} scored"
-        console.print(Panel(token_view(tree, tokenizer), title=title, title_align="left"))
+        console.print(Panel(token_view(tree, tokenizer, branch_names(tree)), title=title, title_align="left"))
     _print_lengths(console, report.lengths_R, max_length)
-    console.print(rows_table(report))
+    console.print(rows_table(report) if isinstance(report, SftReport) else pairs_table(report))
     _print_stops(console, tokenizer)
-    plan = plan_steps(trees, batch_size, max_tokens, epochs, world_size)
+    plan = plan_steps(trees, batch_size, max_tokens, epochs, max_steps=max_steps)
     console.print(plan_table(plan, max_tokens))
-    memory = estimate_memory(
-        model_config,
-        plan.largest_micro_batch,
-        plan.most_scored,
-        parameter_bytes=parameter_bytes,
-        trainable_parameters=trainable_parameters,
-        bf16=bf16,
-        gradient_checkpointing=gradient_checkpointing,
-    )
-    console.print(memory_table(memory))
-    return report
+    console.print(memory_table(memory(plan.largest_micro_batch, plan.most_scored)))
+
+
+def branch_names(tree: Tree) -> list[str]:
+    """Of a pair `chosen` and `rejected`, of a group its labels, of a conversation none."""
+    branches = [segment for segment in tree.segments if segment.scored is not None and segment.scored.any()]
+    if len(tree.segments) == 1:
+        return []
+    if len(branches) == 2:
+        margin = float(branches[0].columns["margins"][-1]) if "margins" in branches[0].columns else 0.0
+        return ["chosen" + f" (margin {margin:g})" * bool(margin), "rejected"]
+    return [f"label {float(branch.columns['labels'][-1]):g}" for branch in branches]
 
 
 def inspect_prompts(
@@ -92,6 +89,22 @@ def inspect_prompts(
     _print_lengths(console, [len(prompt.token_ids) for prompt in prompts], max_prompt_length)
     console.print(f"{len(prompts):,} prompts")
     _print_stops(console, tokenizer)
+
+
+def inspect_episodes(
+    steps: int,
+    prompts_per_step: int,
+    group_size: int,
+    max_tokens: int,
+    rewards: Sequence[str] = (),
+    memory: MemoryEstimate | None = None,
+    console: Console | None = None,
+) -> None:
+    """Print what a step samples, the rewards with their weights, and the memory."""
+    console = console or Console()
+    console.print(episodes_table(steps, prompts_per_step, group_size, max_tokens, rewards))
+    if memory is not None:
+        console.print(memory_table(memory))
 
 
 def _print_lengths(console: Console, lengths: Any, max_length: int) -> None:

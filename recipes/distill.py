@@ -86,6 +86,9 @@ class DistillRecipe(RolloutRecipe):
         return out
 
 
+KINDS = (DistillRecipe, DistillConfig, TrainConfig, ModelConfig)
+
+
 def load_teachers(
     recipe: DistillRecipe, config: DistillConfig, tokenizer: PreTrainedTokenizerBase, device: torch.device, budget: int
 ) -> Teachers | None:
@@ -179,7 +182,7 @@ def make_on_policy(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    recipe, distill, train, model = parse(DistillRecipe, DistillConfig, TrainConfig, ModelConfig, arguments=arguments)
+    recipe, distill, train, model = parse(*KINDS, arguments=arguments)
     accelerator = make_accelerator(train)
     policy, tokenizer = load_policy(model)
     policy.to(accelerator.device)

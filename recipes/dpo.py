@@ -20,7 +20,7 @@ from alignment.algorithms.reference import Reference, precompute
 from alignment.config import TrainConfig, parse
 from alignment.data.curriculum import fingerprint
 from alignment.data.load import load_rows
-from alignment.data.preference_rows import encode_preference_rows
+from alignment.data.preference_rows import PreferenceReport, encode_preference_rows
 from alignment.distributed import rank, world_size
 from alignment.errors import UserError
 from alignment.models import Policy
@@ -55,16 +55,17 @@ class DpoRecipe:
             raise UserError("batch_size, max_length and epochs have to be positive (max_length at least 2)")
 
 
+KINDS = (DpoRecipe, DpoConfig, OnlineMergingConfig, TrainConfig, ModelConfig)
+
+
 def load_pairs(
     recipe: DpoRecipe, tokenizer: PreTrainedTokenizerBase, source: str, split: str, say: Callable[[str], None]
-) -> list[Tree]:
-    if not source:
-        return []
+) -> tuple[list[Tree], PreferenceReport]:
     rows = load_rows(source, split or None, recipe.max_rows or None)
     trees, report = encode_preference_rows(rows, tokenizer, recipe.max_length, recipe.overflow)
     say(f"{source}: {report.summary()}")
     check_pairs(trees, scored=False)
-    return trees
+    return trees, report
 
 
 def make_reference(recipe: DpoRecipe, train: TrainConfig, policy: Policy, use_peft: bool) -> Reference:
@@ -76,13 +77,14 @@ def make_reference(recipe: DpoRecipe, train: TrainConfig, policy: Policy, use_pe
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    kinds = (DpoRecipe, DpoConfig, OnlineMergingConfig, TrainConfig, ModelConfig)
-    recipe, dpo, merging, train, model = parse(*kinds, arguments=arguments)
+    recipe, dpo, merging, train, model = parse(*KINDS, arguments=arguments)
     accelerator = make_accelerator(train)
     policy, tokenizer = load_policy(model)
     switch_dropout_off(policy)  # policy and reference have to be the same function at the start
-    trees = load_pairs(recipe, tokenizer, recipe.dataset, recipe.dataset_split, accelerator.print)
-    heldout = load_pairs(recipe, tokenizer, recipe.eval_dataset, recipe.eval_split, accelerator.print)
+    trees, _ = load_pairs(recipe, tokenizer, recipe.dataset, recipe.dataset_split, accelerator.print)
+    heldout: list[Tree] = []
+    if recipe.eval_dataset:
+        heldout, _ = load_pairs(recipe, tokenizer, recipe.eval_dataset, recipe.eval_split, accelerator.print)
 
     policy.to(accelerator.device)
     reference = make_reference(recipe, train, policy, model.use_peft)

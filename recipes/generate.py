@@ -86,6 +86,9 @@ class GenerateRecipe:
         )
 
 
+KINDS = (GenerateRecipe, ModelConfig)
+
+
 def as_record(rollout: Rollout) -> Record:
     """The prompt's row and, in place of columns of the same names, the response with its score."""
     return {
@@ -155,7 +158,7 @@ def _write_rows(path: Path, name: str, rows: Sequence[dict[str, Any]]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, int]:
     """Runs the recipe and returns the counts."""
-    recipe, model = parse(GenerateRecipe, ModelConfig, arguments=arguments)
+    recipe, model = parse(*KINDS, arguments=arguments)
     state = PartialState(cpu=not torch.cuda.is_available())
     policy, tokenizer = load_policy(model)
     made_by = fingerprint(weights_fingerprint(policy), tokenizer.chat_template)

@@ -21,6 +21,7 @@ from alignment.distributed import gather_objects, rank, world_size
 from alignment.errors import UserError
 from alignment.models import Policy
 from alignment.models.load import load_policy, switch_dropout_off
+from alignment.optim.online_merging import OnlineMergingConfig, make_merging_optimizer
 from alignment.trainer import Trainer, make_accelerator
 from alignment.types import Prompt, Sampling
 from recipes.common import make_sampling, run, weights_fingerprint, write_settings
@@ -38,6 +39,9 @@ class GrpoRecipe(RolloutRecipe):
         super().__post_init__()
         if len(self.pass_rate_band) != 2:
             raise UserError("pass_rate_band: give two numbers, the lowest and the highest pass rate")
+
+
+KINDS = (GrpoRecipe, GrpoConfig, OnlineMergingConfig, TrainConfig, ModelConfig)
 
 
 def score_prompts(
@@ -68,7 +72,7 @@ def score_prompts(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    recipe, grpo, train, model = parse(GrpoRecipe, GrpoConfig, TrainConfig, ModelConfig, arguments=arguments)
+    recipe, grpo, merging, train, model = parse(*KINDS, arguments=arguments)
     accelerator = make_accelerator(train)
     policy, tokenizer = load_policy(model)
     switch_dropout_off(policy)  # a ratio has to compare the same function
@@ -95,9 +99,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     algorithm = Grpo(
         policy, engine, prompts, score, curriculum, grpo, sampling, reference, train.max_tokens_per_micro_batch
     )
-    write_settings(train.output_dir, recipe, grpo, train, model)
+    write_settings(train.output_dir, recipe, grpo, merging, train, model)
     steps = train.max_steps or recipe.steps(prompts, grpo.prompts_per_step)
-    Trainer(accelerator, policy, tokenizer, algorithm, train, steps, evaluation).train()
+    optimizer = make_merging_optimizer(policy, train, merging)
+    Trainer(accelerator, policy, tokenizer, algorithm, train, steps, evaluation, optimizer).train()
 
 
 if __name__ == "__main__":

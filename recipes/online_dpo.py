@@ -22,10 +22,11 @@ from alignment.trainer import Trainer, make_accelerator
 from recipes.common import make_sampling, run, write_settings
 from recipes.rollouts import RolloutRecipe, load_prompts, make_engine, make_evaluation, make_score
 
+KINDS = (RolloutRecipe, OnlineDpoConfig, DpoConfig, OnlineMergingConfig, TrainConfig, ModelConfig)
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    kinds = (RolloutRecipe, OnlineDpoConfig, DpoConfig, OnlineMergingConfig, TrainConfig, ModelConfig)
-    recipe, online, dpo, merging, train, model = parse(*kinds, arguments=arguments)
+    recipe, online, dpo, merging, train, model = parse(*KINDS, arguments=arguments)
     accelerator = make_accelerator(train)
     policy, tokenizer = load_policy(model)
     switch_dropout_off(policy)  # policy and reference have to be the same function at the start

@@ -40,6 +40,9 @@ class PpoRecipe:
     ptx_max_length: int = 1024
 
 
+KINDS = (RolloutRecipe, PpoRecipe, PpoConfig, OnlineMergingConfig, TrainConfig, ModelConfig)
+
+
 def load_value(recipe: PpoRecipe, model: ModelConfig, policy: Policy) -> ScalarModel:
     """The value model, read at the state before each token."""
     if recipe.value_model in ("policy", "head"):
@@ -57,8 +60,7 @@ def load_pretraining(recipe: PpoRecipe, tokenizer: PreTrainedTokenizerBase) -> l
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    kinds = (RolloutRecipe, PpoRecipe, PpoConfig, OnlineMergingConfig, TrainConfig, ModelConfig)
-    rollouts, recipe, ppo, merging, train, model = parse(*kinds, arguments=arguments)
+    rollouts, recipe, ppo, merging, train, model = parse(*KINDS, arguments=arguments)
     accelerator = make_accelerator(train, some_parameters_rest=bool(ppo.value_warmup_steps))
     policy, tokenizer = load_policy(model)
     actor_critic = ActorCritic(policy, load_value(recipe, model, policy))

@@ -18,7 +18,7 @@ from alignment.algorithms.reward_model import RewardModelConfig, RewardModeling,
 from alignment.config import TrainConfig, parse
 from alignment.data.load import load_rows
 from alignment.data.pairs import pairs_from_votes
-from alignment.data.preference_rows import encode_preference_rows
+from alignment.data.preference_rows import PreferenceReport, encode_preference_rows
 from alignment.data.response_groups import groups_from_responses, is_response_record
 from alignment.errors import UserError
 from alignment.models.load import switch_dropout_off
@@ -57,9 +57,12 @@ class RewardModelRecipe:
             raise UserError("batch_size, max_length and epochs have to be positive (max_length at least 2)")
 
 
+KINDS = (RewardModelRecipe, RewardModelConfig, TrainConfig, ModelConfig)
+
+
 def load_comparisons(
     recipe: RewardModelRecipe, tokenizer: PreTrainedTokenizerBase, source: str, split: str, seed: int, say: Say
-) -> list[Tree]:
+) -> tuple[list[Tree], PreferenceReport]:
     """Trees of pairs and groups; votes and sampled responses become such rows first."""
     rows = load_rows(source, split or None, recipe.max_rows or None)
     try:
@@ -73,25 +76,22 @@ def load_comparisons(
     except UserError as error:
         raise UserError(f"{source}: {error}") from error
     say(f"{source}: {report.summary()}")
-    return trees
+    return trees, report
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    recipe, reward, train, model = parse(
-        RewardModelRecipe, RewardModelConfig, TrainConfig, ModelConfig, arguments=arguments
-    )
+    recipe, reward, train, model = parse(*KINDS, arguments=arguments)
     accelerator = make_accelerator(train)
     scalar, tokenizer = load_scalar(model, "token", recipe.head_layers, train.seed)
     switch_dropout_off(scalar)  # a comparison has to be one of the same function
     recipe.end_token = end_token_of(scalar, tokenizer, recipe.end_token)
     setattr(scalar.base.config, END_TOKEN_KEY, recipe.end_token)
 
-    trees = load_comparisons(recipe, tokenizer, recipe.dataset, recipe.dataset_split, train.seed, accelerator.print)
+    say = accelerator.print
+    trees, _ = load_comparisons(recipe, tokenizer, recipe.dataset, recipe.dataset_split, train.seed, say)
     evaluation = None
     if recipe.eval_dataset:
-        heldout = load_comparisons(
-            recipe, tokenizer, recipe.eval_dataset, recipe.eval_split, train.seed, accelerator.print
-        )
+        heldout, _ = load_comparisons(recipe, tokenizer, recipe.eval_dataset, recipe.eval_split, train.seed, say)
         budget = train.max_tokens_per_micro_batch
         evaluation = Evaluation(lambda: heldout_rewards(scalar, heldout, budget), "accuracy")
 

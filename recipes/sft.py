@@ -45,13 +45,16 @@ class SftRecipe:
             raise UserError("batch_size, max_length and epochs have to be positive (max_length at least 2)")
 
 
+KINDS = (SftRecipe, TrainConfig, ModelConfig)
+
+
 def load_trees(recipe: SftRecipe, tokenizer, source: str, split: str):
     rows = load_rows(source, split or None, recipe.max_rows or None)
     return encode_sft_rows(rows, tokenizer, recipe.max_length, recipe.overflow, recipe.train_on, recipe.empty_thinking)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    recipe, train, model = parse(SftRecipe, TrainConfig, ModelConfig, arguments=arguments)
+    recipe, train, model = parse(*KINDS, arguments=arguments)
     accelerator = make_accelerator(train)
     policy, tokenizer = load_policy(model)
     trees, report = load_trees(recipe, tokenizer, recipe.dataset, recipe.dataset_split)

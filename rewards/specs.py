@@ -12,11 +12,11 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NewType
 
 from rewards.from_verifier import RewardFn
-from rewards.registry import JUDGE_PREFIX, ROUTING_PREFIX, VERIFIER_PREFIX, get_reward
+from rewards.identity import contents
+from rewards.registry import ROUTING_PREFIX, VERIFIER_PREFIX, get_reward
 
 # An entry as it stands in YAML: text, or a mapping. The fields of recipes carry this type.
 RewardEntry = NewType("RewardEntry", object)
@@ -45,10 +45,8 @@ class RewardSpec:
         return self.name.removeprefix(VERIFIER_PREFIX) if self.name.startswith(VERIFIER_PREFIX) else ""
 
     def identity(self) -> list[Any]:
-        """What an artifact made with this reward depends on: the entry, and the text of the file that it names."""
-        path = self.name.partition(":")[2] if self.name.startswith(JUDGE_PREFIX) else self.parameters.get("path", "")
-        is_file = self.name.startswith((JUDGE_PREFIX, "routing")) and Path(str(path)).is_file()
-        return [self.key, self.weight, Path(str(path)).read_text() if is_file else ""]
+        """What an artifact made with this reward depends on: the entry, and what it names on disk."""
+        return [self.key, self.weight, contents({**self.parameters, "name": self.name})]
 
 
 def read_spec(entry: object) -> RewardSpec:

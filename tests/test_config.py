@@ -3,38 +3,15 @@
 from pathlib import Path
 
 import pytest
-from trl import ModelConfig
 
-from alignment.algorithms.distill import DistillConfig
-from alignment.algorithms.dpo import DpoConfig
-from alignment.algorithms.grpo import GrpoConfig
-from alignment.algorithms.online_dpo import OnlineDpoConfig
-from alignment.algorithms.ppo import PpoConfig
-from alignment.algorithms.reward_model import RewardModelConfig
+from alignment.commands.inspect import recipe_kinds
 from alignment.config import TrainConfig, as_dict, parse
 from alignment.errors import UserError
-from alignment.optim.online_merging import OnlineMergingConfig
-from recipes.distill import DistillRecipe
-from recipes.dpo import DpoRecipe
-from recipes.generate import GenerateRecipe
-from recipes.grpo import GrpoRecipe
-from recipes.ppo import PpoRecipe
-from recipes.reward_model import RewardModelRecipe
-from recipes.rollouts import RolloutRecipe
 from recipes.sft import SftRecipe
 
 RECIPES = Path(__file__).parent.parent / "recipes"
-KINDS = {  # by the end of the file's name
-    "sft": (SftRecipe, TrainConfig, ModelConfig),
-    "grpo": (GrpoRecipe, GrpoConfig, TrainConfig, ModelConfig),
-    "dpo": (DpoRecipe, DpoConfig, OnlineMergingConfig, TrainConfig, ModelConfig),
-    "online_dpo": (RolloutRecipe, OnlineDpoConfig, DpoConfig, OnlineMergingConfig, TrainConfig, ModelConfig),
-    "generate": (GenerateRecipe, ModelConfig),
-    "reward_model": (RewardModelRecipe, RewardModelConfig, TrainConfig, ModelConfig),
-    "pmp": (RewardModelRecipe, RewardModelConfig, TrainConfig, ModelConfig),
-    "policy": (DistillRecipe, DistillConfig, TrainConfig, ModelConfig),
-    "ppo": (RolloutRecipe, PpoRecipe, PpoConfig, OnlineMergingConfig, TrainConfig, ModelConfig),
-}
+KINDS = {name: kinds for name, kinds in recipe_kinds().items() if name != "distill"}  # by the end of the file's name
+KINDS |= {"policy": recipe_kinds()["distill"], "pmp": recipe_kinds()["reward_model"]}
 
 
 def write(tmp_path, text):

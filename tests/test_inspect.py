@@ -1,12 +1,18 @@
+import functools
 import io
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from rich.console import Console
 
+from alignment.cli import main
+from alignment.commands.inspect import recipe_of
 from alignment.data.prompts import build_prompts
 from alignment.data.sft_rows import encode_sft_rows
+from alignment.errors import UserError
 from alignment.inspect import (
     END,
     MASKED,
@@ -18,11 +24,16 @@ from alignment.inspect import (
     plan_steps,
     token_view,
 )
-from alignment.inspect_view import inspect_prompts, inspect_sft
+from alignment.inspect_view import inspect_prompts, inspect_rows
 from alignment.packing import conversation
 from tests.chat_templates import PLAIN_TEXT
 from tests.test_chat_masks import DIALOGUES, tokenizer_with
 from tests.tiny import tiny_config, tiny_model, tiny_tokenizer
+
+
+def answer(text):
+    return [{"role": "assistant", "content": text}]
+
 
 ROWS = [{"messages": messages} for messages in DIALOGUES.values()]
 
@@ -118,8 +129,14 @@ def printed(show, *arguments, **settings):
     return console.export_text()
 
 
-def test_inspect_sft_shows_everything_and_returns_the_report():
-    text = printed(inspect_sft, ROWS, tiny_tokenizer(), tiny_config(), max_length=100, batch_size=2, max_tokens=128)
+def inspected(rows, tokenizer, max_length):
+    found = encode_sft_rows(rows, tokenizer, max_length)
+    memory = functools.partial(estimate_memory, tiny_config())
+    return printed(inspect_rows, *found, tokenizer, memory, max_length=max_length, batch_size=2, max_tokens=128)
+
+
+def test_inspecting_sft_shows_everything():
+    text = inspected(ROWS, tiny_tokenizer(), 100)
     for expected in (
         "It is 5.<|im_end|>",
         "longest",
@@ -131,10 +148,8 @@ def test_inspect_sft_shows_everything_and_returns_the_report():
         assert expected in text
 
 
-def test_inspect_sft_reports_turns_without_an_end_token():
-    settings = {"max_length": 512, "batch_size": 2, "max_tokens": 128}
-    with_end = printed(inspect_sft, ROWS, tiny_tokenizer(), tiny_config(), **settings)
-    without = printed(inspect_sft, ROWS[:2], tokenizer_with(PLAIN_TEXT), tiny_config(), **settings)
+def test_inspecting_sft_reports_turns_without_an_end_token():
+    with_end, without = inspected(ROWS, tiny_tokenizer(), 512), inspected(ROWS[:2], tokenizer_with(PLAIN_TEXT), 512)
     assert "at the end of every trained turn" in with_end
     assert "trained turns without an end token" in without and "at the end of every" not in without
 
@@ -144,3 +159,100 @@ def test_inspect_prompts_shows_what_the_model_sees():
     prompts = build_prompts([{"question": "Why?", "id": "q7"}], tokenizer, max_prompt_length=64)
     text = printed(inspect_prompts, prompts, tokenizer, max_prompt_length=64)
     assert "prompt q7" in text and "<|im_start|>assistant" in text and "1 prompts" in text
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+QUESTION = [{"role": "user", "content": "What is 2 + 3?"}]
+PAIRS = [
+    {"prompt": QUESTION, "chosen": answer("It is 5."), "rejected": answer("No."), "margin": 0.5},
+    {"prompt": QUESTION, "chosen": answer("5"), "rejected": answer("5")},
+]
+GROUPS = [{"prompt": QUESTION, "completions": ["It is 5.", "5", "no"], "labels": [1, 0.5, 0]}]
+PROMPTS = [{"question": "What is 2 + 3?", "answer": "5"}] * 4
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("base")
+    tiny_config().save_pretrained(folder)  # no weights: none are read
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def align_inspect(capsys, base, rows, recipe, *overrides):
+    path = base / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    names = ["--dataset", "--off_policy_dataset"] if recipe.endswith("off_policy.yaml") else ["--dataset"]
+    given = [part for name in names for part in (name, str(path))]
+    code = main(["inspect", str(RECIPES / recipe), "--model_name_or_path", str(base), *given, *overrides])
+    assert code == 0, capsys.readouterr().err
+    return capsys.readouterr().out
+
+
+def test_pairs_are_shown_branch_by_branch_with_the_memory_of_a_reference(capsys, base):
+    ways = ("precompute", "on_the_fly")
+    texts = [align_inspect(capsys, base, PAIRS, "qwen2/dpo.yaml", "--reference", way) for way in ways]
+    for text in texts:
+        assert "── chosen: It is 5.<|im_end|>" in text and "── rejected: No.<|im_end|>" in text
+        assert "dropped, branches are the same" in text and "fewer than with a prompt per branch" in text
+    assert ["frozen copies" in text for text in texts] == [False, True]
+
+
+def test_a_reward_model_is_shown_where_its_reward_is_read(capsys, base):
+    text = align_inspect(capsys, base, PAIRS, "qwen1/reward_model.yaml", "--max_steps", "7")
+    assert "The reward is read at '<|im_end|>'" in text and "── chosen (margin 0.5): " in text
+    assert "2 scored" in text and "optimizer steps" in text and " 7 (" in text
+    text = align_inspect(capsys, base, GROUPS, "qwen2.5-math/reward_model.yaml")
+    assert [f"── label {label}: " in text for label in ("1", "0.5", "0")] == [True] * 3
+
+
+def test_what_samples_is_shown_with_its_steps_and_rewards(capsys, base):
+    text = align_inspect(capsys, base, PROMPTS, "qwen1/ppo.yaml", "--prompts_per_step", "2")
+    assert "episodes" in text and " 52" in text  # 50 of value warm-up
+    assert "4 = 2 prompts x 2" in text and "1 x reward_model:runs/qwen1/reward_model/model" in text
+    with_value = align_inspect(capsys, base, PROMPTS, "quickstart/ppo.yaml", "--rewards", "verifier:math")
+    shared = align_inspect(
+        capsys, base, PROMPTS, "quickstart/ppo.yaml", "--rewards", "verifier:math", "--value_model", "head"
+    )
+    assert "frozen copies" in with_value
+    assert number_behind("parameters", with_value) > 1.9 * number_behind("parameters", shared)
+    text = align_inspect(capsys, base, PROMPTS, "qwen2/online_dpo.yaml")
+    assert "512 = 64 prompts x 8" in text
+
+
+def number_behind(name, text):
+    return float(next(line for line in text.splitlines() if line.strip().startswith(name)).split()[-2])
+
+
+def test_distillation_shows_rows_or_prompts(capsys, base):
+    text = align_inspect(capsys, base, ROWS, "qwen3/distill_off_policy.yaml")
+    assert "It is 5.<|im_end|>" in text and "optimizer steps" in text
+    text = align_inspect(capsys, base, PROMPTS, "qwen3/distill_on_policy.yaml", "--modes", "row")
+    assert "256 = 32 prompts x 8" in text
+
+
+def test_lora_trains_its_adapters_and_needs_no_reference_copy(base, capsys):
+    lora = ["--use_peft", "true", "--lora_r", "4", "--reference", "on_the_fly", "--bf16", "false", "--dtype", "float32"]
+    text = align_inspect(capsys, base, PAIRS, "qwen2/dpo.yaml", *lora)
+    assert "frozen copies" not in text
+    assert number_behind("gradients", text) < 0.2 * number_behind("parameters", text)
+
+
+SHIPPED = sorted(path for path in RECIPES.rglob("*.yaml") if path.name != "rewards.yaml")
+NAMED = ("online_dpo", "dpo", "grpo", "ppo", "sft", "generate", "distill")  # by their files; the others' are two
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: str(p.relative_to(RECIPES)))
+def test_every_recipe_that_ships_is_known_by_its_keys(path):
+    assert recipe_of(str(path), []) == next((name for name in NAMED if name in path.stem), "reward_model")
+
+
+def test_a_file_that_may_be_for_several_recipes_is_asked_about(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("model_name_or_path: m\nbeta: 0.1\noutput_dir: o\n")
+    with pytest.raises(UserError, match="may be for dpo, online_dpo, grpo: say which with --recipe NAME"):
+        recipe_of(str(path), [])
+    assert recipe_of(str(path), ["--curriculum", "random"]) == "grpo"
+    assert recipe_of(str(path), ["--reference=precompute"]) == "dpo"

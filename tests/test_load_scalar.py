@@ -87,8 +87,16 @@ def test_transformers_gets_the_same_numbers_from_two_layers_with_the_code_saved_
     assert rewards(load(tmp_path / "reward")) == rewards(model)
     names = load_file(tmp_path / "reward" / "model.safetensors")
     assert {name for name in names if "score" in name} == {
-        *(f"score.{layer}.{part}" for layer in (0, 2) for part in ("weight", "bias"))
+        "score.weight",
+        *(f"score.{layer}.{part}" for layer in (0, 2) for part in ("weight", "bias")),
     }
+
+
+def test_without_its_code_transformers_refuses_a_two_layer_head_instead_of_making_a_random_one(tmp_path, base):
+    model, _ = load_scalar(ModelConfig(model_name_or_path=base), head_layers=2)
+    save(model.model, tmp_path / "reward")
+    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+        AutoModelForSequenceClassification.from_pretrained(tmp_path / "reward")
 
 
 def test_a_trained_part_of_a_run_is_such_a_checkpoint(tmp_path):
@@ -140,6 +148,9 @@ def test_a_checkpoint_named_as_qwens_own_two_layer_reward_model_is_read(tmp_path
     config.pop("auto_map")
     config |= {"architectures": ["Qwen2ForRewardModel"], "id2label": {"0": "LABEL_0", "1": "LABEL_1"}}
     (folder / "config.json").write_text(json.dumps(config))
+    weights = load_file(folder / "model.safetensors")
+    weights.pop("score.weight")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     assert rewards(load(folder)) == rewards(model)
 
 

@@ -126,6 +126,66 @@ def test_first_policy_update_has_ratio_one_and_no_kl_under_truncated_sampling(tm
     assert first["ratio/mean"] == pytest.approx(1, abs=1e-5) and first["ratio/max"] == pytest.approx(1, abs=1e-4)
     assert first["kl"] == pytest.approx(0, abs=1e-6)
     assert first["kl_to_sampler"] == pytest.approx(0, abs=1e-6)
+    assert first["sampler_ratio/mean"] == pytest.approx(1, abs=1e-5) and first["sampler_ratio/outside"] == 0
+
+
+class OtherSampler:
+    """An engine that samples as the policy does and then tells log-probabilities of a sampler that is not it."""
+
+    def __init__(self, engine, error):
+        self.engine, self.error = engine, error
+
+    def generate(self, *arguments):
+        groups = self.engine.generate(*arguments)
+        for rollout in (r for g in groups for r in g):
+            rollout.logprobs = [p - self.error(t) for p, t in zip(rollout.logprobs, rollout.token_ids, strict=True)]
+        return groups
+
+    def load_weights(self, model, step):
+        self.engine.load_weights(model, step)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("settings", [{}, {"mini_batches": 2, "old_logprobs": "recompute"}])
+def test_samples_of_another_sampler_are_weighed_by_the_policys_probability_over_its_own(shared, settings):
+    """Even tokens are twice as likely under the policy, multiples of 7 ten times (cut off at the cap of 3)."""
+
+    def error(token: int) -> float:
+        return float(np.log(10.0 if token % 7 == 0 else 2.0 if token % 2 == 0 else 1.0))
+
+    def gradient(other: bool, weight) -> dict[str, torch.Tensor]:
+        model = tiny_actor_critic(shared=shared)
+        algorithm = make_ppo(model, value_warmup_steps=0, kl_coef=0.0, importance_cap=3.0, value_coef=0.0, **settings)
+        if other:
+            algorithm.engine = OtherSampler(algorithm.engine, error)
+        batch = next(iter(algorithm.collect(0).batches))
+        micro = pack(batch.trees)
+        micro.columns["advantages"] = micro.columns["advantages"] * weight(micro.score_target_N)
+        loss, stats = algorithm.loss(model, micro)
+        loss.backward()
+        assert stats["ratio/mean"][0] / stats["ratio/mean"][1] == pytest.approx(1, abs=1e-5)
+        unlike = (capped(micro.score_target_N) != 1).sum() if other else 0
+        assert stats["sampler_ratio/outside"][0] == unlike
+        return {n: p.grad for n, p in model.policy.named_parameters() if p.grad is not None}
+
+    def capped(tokens):
+        return torch.tensor([min(3.0, float(np.exp(error(int(t))))) for t in tokens])
+
+    seen, expected = gradient(True, torch.ones_like), gradient(False, capped)
+    assert seen.keys() == expected.keys() and len(seen) > 5
+    for name, value in expected.items():
+        torch.testing.assert_close(seen[name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_recomputed_log_probabilities_give_the_kl_of_the_policy_whatever_the_sampler_says(tmp_path):
+    for name, warm_up in (("cold", 0), ("warm", 2)):
+        model = tiny_actor_critic()
+        algorithm = make_ppo(model, value_warmup_steps=warm_up, old_logprobs="recompute")
+        algorithm.engine = OtherSampler(algorithm.engine, lambda token: 0.5)
+        train_ppo(str(tmp_path / name), warm_up + 1, 0, model, algorithm)
+        lines = read_metrics(tmp_path / name / "metrics.jsonl", "train")
+        assert [line["kl"] for line in lines] == pytest.approx([0] * len(lines), abs=1e-5)
+        assert lines[-1]["sampler_ratio/mean"] == pytest.approx(np.exp(0.5), rel=1e-4)
 
 
 @pytest.mark.parametrize("shared", [False, True])

@@ -299,6 +299,33 @@ def test_the_identity_of_a_reward_changes_with_the_file_it_names(tmp_path):
     assert read_spec(f"routing:{path}").identity() != before
 
 
+def test_the_identity_of_a_reward_model_changes_when_it_is_trained_again_at_the_same_path(tmp_path):
+    model, tasks = tmp_path / "model", tmp_path / "tasks.yaml"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    weights = bytearray(b"ab" * (3 << 20))  # larger than what is read whole
+    (model / "model.safetensors").write_bytes(weights)
+    tasks.write_text(f"tasks: {{a: [verifier:math, {{name: reward_model, path: {model}, weight: 0.5}}]}}\n")
+    entries = [
+        f"reward_model:{model}",
+        {"name": "reward_model", "path": str(model)},
+        {"name": "qwen_math", "model_reward": f"reward_model:{model}", "verifier_reward": "verifier:math"},
+        f"routing:{tasks}",
+    ]
+
+    def identities():
+        return [read_spec(entry).identity() for entry in entries]
+
+    first = identities()
+    assert identities() == first
+    (model / "model.safetensors").write_bytes(bytes(b + 1 for b in weights))
+    trained = identities()
+    assert all(a != b for a, b in zip(first, trained, strict=True))
+    (model / "config.json").write_text('{"reward_end_token": "x"}')
+    assert all(a != b for a, b in zip(trained, identities(), strict=True))
+    assert read_spec("reward_model:someone/on-the-hub").identity()[2] == []
+
+
 def test_rewards_and_their_built_ins_load_no_torch():
     code = (
         "import sys, rewards; [rewards.reward_info(n) for n in rewards.list_rewards()]; print('torch' in sys.modules)"

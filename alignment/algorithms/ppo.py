@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from alignment.algorithms.rollouts import (
     refuse_other_prompts,
     rollout_stats,
     sample_records,
+    sampler_stats,
     split_over_ranks,
     surrogate_stats,
 )
@@ -34,7 +35,7 @@ from alignment.losses.policy_gradient import token_loss
 from alignment.losses.value import clipped_value_loss
 from alignment.models import Policy
 from alignment.models.actor_critic import ActorCritic
-from alignment.models.score import add_values
+from alignment.models.score import add_logprobs, add_values
 from alignment.packing import group
 from alignment.types import Batch, Engine, Episode, PackedBatch, Prompt, Rollout, Sampling, Segment, Tree
 
@@ -50,6 +51,8 @@ class PpoConfig:
     value_learning_rate: float = 5e-6
     value_warmup_steps: int = 50  # the policy rests while the value learns
     value_warmup_prompts: int = 0  # prompts the warm-up goes round; their samples are drawn once. 0 = all
+    old_logprobs: Literal["sampler", "recompute"] = "sampler"  # recompute: for a sampler that is not the policy itself
+    importance_cap: float = 2.0  # of sampler-trainer weights
     clip_eps: float = 0.2
     value_clip: float = 0.15  # 0 = none
     value_coef: float = 1.0
@@ -75,6 +78,8 @@ class PpoConfig:
                 raise UserError(f"{name}: {getattr(self, name)} is not valid, it has to be 0 or more")
         if self.mini_batches > self.prompts_per_step:
             raise UserError(f"mini_batches: {self.mini_batches} exceeds prompts_per_step ({self.prompts_per_step})")
+        if self.importance_cap <= 0:
+            raise UserError(f"importance_cap: {self.importance_cap} is not valid, it has to be above 0")
         if self.kl_target and not self.kl_coef:
             raise UserError("kl_target: steering needs a kl_coef above 0 to start from")
 
@@ -104,8 +109,11 @@ class Ppo:
         self.kl = AdaptiveKl(config.kl_coef, config.kl_target, config.kl_horizon)
         self.moments = RunningMoments()
         self.warm_up: dict[str, tuple[list[Rollout], Tree]] = {}
+        self.on_policy = config.mini_batches * config.episode_epochs == 1
+        # whose log-probabilities stand for the policy that sampled, in the ratio and in the KL of the reward
+        self.old = "old_logprobs" if config.old_logprobs == "recompute" else "sampler_logprobs"
         self.columns = [
-            "sampler_logprobs",
+            *{"sampler_logprobs": 0, self.old: 0},
             "values",
             "advantages",
             "returns",
@@ -119,7 +127,8 @@ class Ppo:
     def collect(self, step: int) -> Episode:
         self.value_only = self.model.policy_rests = step < self.config.value_warmup_steps
         groups, trees, stats = self._sample(step)
-        add_values(self.model, trees, "values", self.max_tokens)
+        rescored = self.old if self.old == "old_logprobs" and not self.value_only else None
+        add_values(self.model, trees, "values", self.max_tokens, rescored, self.sampling.temperature)
         self.moments.update([r.reward for g in groups for r in g if r.reward is not None], self.model.device)
         rows = [segment for tree in trees for segment in tree.segments[1:]]
         stats |= self._add_targets(rows, [r for g in groups for r in g])
@@ -137,6 +146,8 @@ class Ppo:
         stats: dict[str, Any] = {"prompts_sampled": (len(todo), None)}
         add_reward_metrics(stats, self.score([r for g in groups for r in g]) if groups else {}, len(groups))
         trees = [self._tree(g) for g in groups]
+        if self.value_only and self.old == "old_logprobs":  # kept with the samples; later they come with the values
+            add_logprobs(self.model.policy, trees, self.old, self.max_tokens, self.sampling.temperature)
         if self.config.kl_coef:
             add_ref_logprobs(self.model.policy, self.reference, trees, self.max_tokens, self.sampling.temperature)
         known = known | {p.id: pair for p, pair in zip(todo, zip(groups, trees, strict=True), strict=True)}
@@ -178,7 +189,7 @@ class Ppo:
         for segment, rollout in scored:
             k1 = np.zeros(len(segment.token_ids))
             if c.kl_coef:
-                k1 = segment.columns["sampler_logprobs"] - segment.columns["ref_logprobs"]
+                k1 = segment.columns[self.old] - segment.columns["ref_logprobs"]
             reward = -self.kl.coefficient * k1[segment.scored]
             kl_sum, tokens = kl_sum + float(k1[segment.scored].sum()), tokens + len(reward)
             reward[-1] += self._final_reward(rollout)
@@ -235,16 +246,18 @@ class Ppo:
         own_N = (ptx_N == 0).float()
         temperature_N = torch.where(ptx_N == 0, self.sampling.temperature, 1.0)
         out = model(micro, temperature=temperature_N, entropy=True)
-        logprobs_N, old_N = out.scores.logprobs_N, columns["sampler_logprobs"]
+        logprobs_N, sampler_N = out.scores.logprobs_N, columns["sampler_logprobs"]
+        old_N = logprobs_N.detach() if self.on_policy else columns[self.old]
         loss, stats = self._value_loss(out.values_N, columns, own_N)
         surrogate = token_loss(
             logprobs_N, old_N, columns["advantages"] * own_N, micro.score_row_N, micro.rows, c.clip_eps, c.clip_eps
         )
-        loss = loss + (surrogate.loss_N * own_N).sum()
+        weight_N = (old_N - sampler_N).exp()  # 1 where the sampler is the old policy
+        loss = loss + (surrogate.loss_N * weight_N.clamp(max=c.importance_cap) * own_N).sum()
         if c.ptx_coef:
             loss = loss - (logprobs_N * ptx_N).sum()
             stats["ptx_loss"] = (-(logprobs_N.detach() * (1 - own_N)).sum(), (1 - own_N).sum())
-        return loss, stats | self._policy_stats(surrogate, out.scores, old_N, own_N)
+        return loss, stats | self._policy_stats(surrogate, out.scores, old_N, sampler_N, own_N.bool())
 
     def _value_loss(self, values_N, columns: Mapping[str, torch.Tensor], own_N) -> tuple[torch.Tensor, dict[str, Any]]:
         loss_N, clipped_N = clipped_value_loss(
@@ -254,14 +267,18 @@ class Ppo:
         stats = {"value_loss": (loss.detach(), n), "value_clip_fraction": ((clipped_N * own_N).sum(), n)}
         return self.config.value_coef * loss, stats
 
-    def _policy_stats(self, surrogate, scores, old_N: torch.Tensor, own_N: torch.Tensor) -> dict[str, Any]:
-        own = own_N.bool()
-        n = int(own.sum())
-        k1 = (old_N - scores.logprobs_N.detach())[own].sum()
+    def _policy_stats(self, surrogate, scores, old_N, sampler_N, own: torch.Tensor) -> dict[str, Any]:
+        """Ratios and entropy; how far the sampler was from the policy it stood for, and the policy has moved since."""
+        now_N, old_N, sampler_N = (values_N[own] for values_N in (scores.logprobs_N.detach(), old_N, sampler_N))
+        n = now_N.numel()
         if self.config.kl_stop:
-            self._kl_sum, self._kl_count = self._kl_sum + float(k1), self._kl_count + n
-        stats = surrogate_stats(surrogate.where(own), n)
-        return {**stats, "entropy": (scores.entropy_N.detach()[own].sum(), n), "kl_to_sampler": (k1, n)}
+            self._kl_sum, self._kl_count = self._kl_sum + float((old_N - now_N).sum()), self._kl_count + n
+        stats = surrogate_stats(surrogate.where(own), n) | sampler_stats((old_N - sampler_N).exp(), n)
+        return {
+            **stats,
+            "kl_to_sampler": ((sampler_N - now_N).sum(), n),
+            "entropy": (scores.entropy_N.detach()[own].sum(), n),
+        }
 
     # --- between steps ----------------------------------------------------------------------------------------------
 

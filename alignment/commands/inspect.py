@@ -3,53 +3,224 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from alignment.inspect import MemoryEstimate
+    from alignment.types import Prompt
+
+NAMES = ("sft", "reward_model", "dpo", "online_dpo", "ppo", "grpo", "distill", "generate")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", help="YAML file of an SFT or GRPO recipe")
+    parser.add_argument("config", help="YAML file of a recipe")
     parser.add_argument("--samples", type=int, default=3, help="rows or prompts to show")
+    parser.add_argument("--recipe", choices=NAMES, help="the script it is for; by default known by its keys")
     parser.add_argument("overrides", nargs=argparse.REMAINDER, help="--key value, as for the recipe")
 
 
 def run(options: argparse.Namespace) -> int:
     """Raises UserError as the recipe would. Reads the model's configuration, not its weights."""
-    from trl import ModelConfig
-
-    from alignment.algorithms.grpo import GrpoConfig
     from alignment.chat.template import ensure_chat_template
-    from alignment.config import TrainConfig, parse
-    from alignment.data.load import load_rows
-    from alignment.data.prompts import build_prompts
-    from alignment.inspect_view import inspect_prompts, inspect_sft
-    from alignment.models.load import load_config, load_tokenizer
-    from alignment.yaml_files import read_yaml
-    from recipes.grpo import GrpoRecipe
-    from recipes.sft import SftRecipe
+    from alignment.config import parse
+    from alignment.models.load import load_tokenizer
 
-    arguments = ["--config", options.config, *options.overrides]
-    samples_prompts = "rewards" in read_yaml(options.config)
-    kinds = (GrpoRecipe, GrpoConfig) if samples_prompts else (SftRecipe,)
-    recipe, *_, train, model = parse(*kinds, TrainConfig, ModelConfig, arguments=arguments)
-    tokenizer = load_tokenizer(model.model_name_or_path or "")
+    name = options.recipe or recipe_of(options.config, options.overrides)
+    configs = parse(*recipe_kinds()[name], arguments=["--config", options.config, *options.overrides])
+    tokenizer = load_tokenizer(next(c for c in configs if hasattr(c, "model_name_or_path")).model_name_or_path or "")
     ensure_chat_template(tokenizer)
-    rows = load_rows(recipe.dataset, recipe.dataset_split or None, recipe.max_rows or None)
-    if samples_prompts:
-        prompts = build_prompts(rows, tokenizer, max_prompt_length=recipe.max_prompt_length, source=recipe.dataset)
-        inspect_prompts(prompts, tokenizer, max_prompt_length=recipe.max_prompt_length, samples=options.samples)
-        return 0
-    inspect_sft(
-        rows,
-        tokenizer,
-        load_config(model.model_name_or_path or ""),
-        max_length=recipe.max_length,
-        batch_size=recipe.batch_size,
-        max_tokens=train.max_tokens_per_micro_batch,
-        epochs=recipe.epochs,
-        overflow=recipe.overflow,
-        train_on=recipe.train_on,
-        empty_thinking=recipe.empty_thinking,
-        bf16=train.bf16,
-        gradient_checkpointing=train.gradient_checkpointing,
-        samples=options.samples,
-    )
+    SHOW[name](Inspected(configs, tokenizer, options.samples))
     return 0
+
+
+# --- which recipe -----------------------------------------------------------------------------------------------------
+
+
+def recipe_kinds() -> dict[str, tuple[type, ...]]:
+    """The settings of each recipe script."""
+    from recipes import distill, dpo, generate, grpo, online_dpo, ppo, reward_model, sft
+
+    return dict(
+        zip(NAMES, (m.KINDS for m in (sft, reward_model, dpo, online_dpo, ppo, grpo, distill, generate)), strict=True)
+    )
+
+
+def recipe_of(config: str, overrides: list[str]) -> str:
+    """The script that knows all keys of a file; of several the one that the file is named after. Raises UserError when
+    that leaves none or more than one."""
+    from alignment.errors import UserError
+    from alignment.yaml_files import read_yaml
+
+    keys = {str(key) for key in read_yaml(config)} - {"env"}
+    keys |= {part[2:].split("=", 1)[0].replace("-", "_") for part in overrides if part.startswith("--")}
+    known = {
+        name: {f.name for kind in kinds for f in dataclasses.fields(kind)} for name, kinds in recipe_kinds().items()
+    }
+    fitting = [name for name in NAMES if keys <= known[name]]
+    named = sorted((name for name in fitting or NAMES if name in Path(config).stem), key=len)
+    if named:
+        return named[-1]
+    if len(fitting) == 1:
+        return fitting[0]
+    if not fitting:  # the nearest one says what is wrong with the keys
+        return max(NAMES, key=lambda name: len(keys & known[name]))
+    raise UserError(f"{config} may be for {', '.join(fitting)}: say which with --recipe NAME, before the file")
+
+
+# --- what is shown ----------------------------------------------------------------------------------------------------
+
+
+class Inspected:
+    """The settings of a recipe, its tokenizer, and how many rows to show."""
+
+    def __init__(self, configs: Sequence[Any], tokenizer: PreTrainedTokenizerBase, samples: int):
+        from alignment.models.load import load_config
+
+        self.recipe, self.tokenizer, self.samples = configs[0], tokenizer, samples
+        self.settings = {type(config).__name__: config for config in configs}
+        self.model: Any = self.settings["ModelConfig"]
+        self.train: Any = self.settings.get("TrainConfig")  # none where nothing trains
+        self.config = load_config(self.model.model_name_or_path or "")
+
+    def memory(self, scalar: bool = False, frozen_copies: int = 0) -> Callable[[int, int], MemoryEstimate]:
+        """Of the recipe's model, for the tokens of its largest packed row and the most scored positions in one."""
+        from alignment.inspect import count_adapters, estimate_memory
+
+        return lambda tokens, scored: estimate_memory(
+            self.config,
+            tokens,
+            scored,
+            parameter_bytes=2 if self.model.dtype in ("bfloat16", "float16") else 4,
+            trainable_parameters=count_adapters(self.config, self.model, scalar),
+            bf16=self.train.bf16,
+            gradient_checkpointing=self.train.gradient_checkpointing,
+            scalar=scalar,
+            frozen_copies=0 if self.model.use_peft else frozen_copies,
+        )
+
+    def plan(self, batch_size: int) -> dict[str, Any]:
+        """The settings that say how rows become steps."""
+        return {
+            "max_length": self.recipe.max_length,
+            "batch_size": batch_size,
+            "max_tokens": self.train.max_tokens_per_micro_batch,
+            "epochs": self.recipe.epochs,
+            "max_steps": self.train.max_steps,
+            "samples": self.samples,
+        }
+
+    def prompts(self) -> list[Prompt]:
+        from recipes.rollouts import load_prompts
+
+        return load_prompts(self.recipe, self.tokenizer)
+
+
+def show_sft(shown: Inspected) -> None:
+    from alignment.inspect_view import inspect_rows
+    from recipes.sft import load_trees
+
+    recipe = shown.recipe
+    trees, report = load_trees(recipe, shown.tokenizer, recipe.dataset, recipe.dataset_split)
+    inspect_rows(trees, report, shown.tokenizer, shown.memory(), **shown.plan(recipe.batch_size))
+
+
+def show_reward_model(shown: Inspected) -> None:
+    from alignment.inspect_view import inspect_rows
+    from alignment.models.reward_scoring import end_token_in
+    from recipes.reward_model import load_comparisons
+
+    recipe = shown.recipe
+    recipe.end_token = end_token_in(shown.config, shown.tokenizer, recipe.end_token)
+    print(f"The reward is read at {recipe.end_token!r}")
+    found = load_comparisons(recipe, shown.tokenizer, recipe.dataset, recipe.dataset_split, shown.train.seed, print)
+    inspect_rows(*found, shown.tokenizer, shown.memory(scalar=True), **shown.plan(recipe.batch_size))
+
+
+def show_dpo(shown: Inspected) -> None:
+    from alignment.inspect_view import inspect_rows
+    from recipes.dpo import load_pairs
+
+    recipe = shown.recipe
+    found = load_pairs(recipe, shown.tokenizer, recipe.dataset, recipe.dataset_split, print)
+    memory = shown.memory(frozen_copies=int(recipe.reference == "on_the_fly"))
+    inspect_rows(*found, shown.tokenizer, memory, **shown.plan(recipe.batch_size))
+
+
+def show_online_dpo(shown: Inspected) -> None:
+    _show_sampling(shown, shown.settings["OnlineDpoConfig"], shown.memory(frozen_copies=1))
+
+
+def show_ppo(shown: Inspected) -> None:
+    ppo = shown.settings["PpoConfig"]
+    policy, value = shown.memory(frozen_copies=int(ppo.kl_coef > 0)), shown.memory(scalar=True)
+
+    def both(tokens: int, scored: int) -> MemoryEstimate:
+        return policy(tokens, scored) + value(tokens, scored)
+
+    own_backbone = shown.settings["PpoRecipe"].value_model != "head"
+    _show_sampling(shown, ppo, both if own_backbone else policy, ppo.value_warmup_steps)
+
+
+def show_grpo(shown: Inspected) -> None:
+    grpo = shown.settings["GrpoConfig"]
+    _show_sampling(shown, grpo, shown.memory(frozen_copies=int(grpo.beta > 0)))
+
+
+def _show_sampling(
+    shown: Inspected, settings: Any, memory: Callable[[int, int], MemoryEstimate], warm_up: int = 0
+) -> None:
+    from alignment.inspect_view import inspect_episodes, inspect_prompts
+
+    recipe, prompts = shown.recipe, shown.prompts()
+    inspect_prompts(prompts, shown.tokenizer, max_prompt_length=recipe.max_prompt_length, samples=shown.samples)
+    steps = shown.train.max_steps or warm_up + recipe.steps(prompts, settings.prompts_per_step)
+    rewards = [f"{spec.weight:g} x {spec.name}" for spec in recipe.specs()]
+    tokens = shown.train.max_tokens_per_micro_batch  # full rows of completions: the most it can be
+    per_step = settings.prompts_per_step, settings.group_size
+    inspect_episodes(steps, *per_step, recipe.max_tokens, rewards, memory(tokens, tokens))
+
+
+def show_distill(shown: Inspected) -> None:
+    """The rows with the teacher's responses and the student's prompts, whichever there are."""
+    from alignment.data.load import load_rows
+    from alignment.data.sft_rows import encode_sft_rows
+    from alignment.inspect_view import inspect_episodes, inspect_prompts, inspect_rows
+    from recipes.distill import load_prompts
+
+    recipe, distill = shown.recipe, shown.settings["DistillConfig"]
+    if distill.rows_per_step:
+        rows = load_rows(recipe.off_policy_dataset, recipe.off_policy_split or None, recipe.max_rows or None)
+        found = encode_sft_rows(rows, shown.tokenizer, recipe.max_length, recipe.overflow)
+        inspect_rows(*found, shown.tokenizer, shown.memory(), **shown.plan(distill.rows_per_step))
+    if distill.prompts_per_step:
+        prompts = load_prompts(recipe, distill, shown.tokenizer, None)
+        inspect_prompts(prompts, shown.tokenizer, max_prompt_length=recipe.max_prompt_length, samples=shown.samples)
+        steps = shown.train.max_steps or recipe.steps(prompts, distill.prompts_per_step)
+        inspect_episodes(steps, distill.prompts_per_step, distill.group_size, recipe.max_tokens)
+
+
+def show_generate(shown: Inspected) -> None:
+    from alignment.inspect_view import inspect_prompts
+    from recipes.rollouts import load_prompts
+
+    recipe = shown.recipe
+    prompts = load_prompts(recipe.rollouts(), shown.tokenizer)
+    inspect_prompts(prompts, shown.tokenizer, max_prompt_length=recipe.max_prompt_length, samples=shown.samples)
+    print(f"{len(prompts):,} prompts x {recipe.samples} samples of at most {recipe.max_tokens:,} tokens")
+
+
+SHOW: dict[str, Callable[[Inspected], None]] = {
+    "sft": show_sft,
+    "reward_model": show_reward_model,
+    "dpo": show_dpo,
+    "online_dpo": show_online_dpo,
+    "ppo": show_ppo,
+    "grpo": show_grpo,
+    "distill": show_distill,
+    "generate": show_generate,
+}

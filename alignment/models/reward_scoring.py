@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from trl import ModelConfig
 
 from alignment.chat.template import stop_token_ids
@@ -28,7 +28,12 @@ _COLUMN = "reward"
 def end_token_of(model: ScalarModel, tokenizer: PreTrainedTokenizerBase, asked: str = "") -> str:
     """The token at which the reward is read: the one asked for, else the one that the checkpoint names, else the one
     with which the chat template ends an assistant turn."""
-    named = asked or getattr(model.base.config, END_TOKEN_KEY, None)
+    return end_token_in(model.base.config, tokenizer, asked)
+
+
+def end_token_in(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, asked: str = "") -> str:
+    """The same from the model's configuration alone."""
+    named = asked or getattr(config, END_TOKEN_KEY, None)
     return named or str(tokenizer.convert_ids_to_tokens(stop_token_ids(tokenizer)[-1]))
 
 

@@ -29,10 +29,21 @@ def add_scalars(model: ScalarModel, trees: Sequence[Tree], column: str, max_toke
 
 
 @torch.no_grad()
-def add_values(model: ActorCritic, trees: Sequence[Tree], column: str, max_tokens: int) -> None:
-    """Write the value of the state before every scored token into `segment.columns[column]`."""
+def add_values(
+    model: ActorCritic,
+    trees: Sequence[Tree],
+    column: str,
+    max_tokens: int,
+    logprobs: str | None = None,
+    temperature: float = 1.0,
+) -> None:
+    """Write the value of the state before every scored token into `segment.columns[column]` and, where `logprobs` names
+    a column, the policy's log-probability of the token into that: one pass where policy and value share a backbone."""
     for micro in _with_scored_tokens(trees, max_tokens):
-        write_column(micro, column, model(micro.to(model.device), value_only=True).values_N)
+        out = model(micro.to(model.device), temperature, value_only=logprobs is None)
+        write_column(micro, column, out.values_N)
+        if logprobs is not None:
+            write_column(micro, logprobs, out.scores.logprobs_N)
 
 
 def _with_scored_tokens(trees: Sequence[Tree], max_tokens: int) -> list[PackedBatch]:
