@@ -6,10 +6,17 @@ import torch
 from alignment.algorithms.sft import Sft
 from alignment.metrics import read_metrics
 from alignment.models import Policy
+from alignment.models.actor_critic import ActorCritic
+from alignment.models.load_scalar import scalar_from_policy
 from alignment.models.router import RouterBalance, balances
 from alignment.packing import conversation, cut, pack
 from tests.tiny import tiny_model
 from tests.training import rows, train
+from tests.training_distill import train_distill
+from tests.training_dpo import train_dpo, train_online
+from tests.training_grpo import train_grpo
+from tests.training_ppo import train_ppo
+from tests.training_reward import train_reward_model
 
 ARCHITECTURES = ("qwen2_moe", "qwen3_moe")
 
@@ -72,6 +79,43 @@ def test_training_keeps_the_experts_balanced(arch, tmp_path):
     kept, left = last_balance(1.0), last_balance(1e-6)
     assert even - 0.01 < kept < even + 0.1
     assert left > kept + 0.05
+
+
+def two_steps_of_ppo(folder: str, policy: Policy) -> None:
+    model = ActorCritic(policy, scalar_from_policy(policy, shared=False))
+    train_ppo(folder, 2, model=model, value_warmup_steps=1)
+
+
+TRAINERS = {
+    "reward model": lambda folder, policy: train_reward_model(
+        folder, 1, model=scalar_from_policy(policy, shared=True, at="token")
+    ),
+    "dpo": lambda folder, policy: train_dpo(folder, 1, policy=policy),
+    "online dpo": lambda folder, policy: train_online(folder, 1, policy=policy),
+    "ppo": two_steps_of_ppo,
+    "grpo": lambda folder, policy: train_grpo(folder, 1, policy=policy),
+    "distillation": lambda folder, policy: train_distill("mixed", folder, 1, policy=policy),
+}
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("name", TRAINERS)
+def test_the_loss_is_on_in_every_trainer_with_the_models_coefficient(tmp_path, name, arch):
+    """Its value is the coefficient times about top_k = 2, per model; the router's step follows its gradient."""
+
+    def routers(coefficient: float) -> tuple[float, list[torch.Tensor]]:
+        folder = tmp_path / f"{coefficient}"
+        policy = Policy(tiny_model(arch, vocab_size=512, router_aux_loss_coef=coefficient))
+        TRAINERS[name](str(folder), policy)
+        line = read_metrics(folder / "metrics.jsonl", "train")[-1]
+        gates = [p for n, p in policy.named_parameters() if n.endswith("mlp.gate.weight")]
+        return line["router_aux_loss"] / coefficient, gates
+
+    (strong, with_loss), (weak, without) = routers(100.0), routers(1e-9)
+    models = 2 if name == "ppo" else 1
+    assert models * 2 - 0.01 < strong < models * 2.4 and weak == pytest.approx(strong, rel=0.1)
+    assert len(with_loss) == 2
+    assert all((a - b).abs().max() > 1e-3 for a, b in zip(with_loss, without, strict=True))
 
 
 def test_dense_models_have_no_balance_loss():

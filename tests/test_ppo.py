@@ -287,6 +287,12 @@ def test_an_episode_ends_early_when_the_policy_has_drifted(tmp_path):
     assert 0 < tokens("stopped") < tokens("all")
 
 
+def test_an_episode_that_ended_early_does_not_end_the_next_one(tmp_path):
+    train_ppo(str(tmp_path), 3, value_warmup_steps=0, mini_batches=2, kl_stop=1e-9)
+    lines = read_metrics(tmp_path / "metrics.jsonl", "train")
+    assert all(line["grad_norm"] > 0 and line["tokens"] > 0 for line in lines)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ["qwen3", "qwen3_moe"])
 def test_reaches_the_optimum_of_a_toy_problem(arch, tmp_path):

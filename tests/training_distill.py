@@ -88,12 +88,14 @@ def make(
     return Distill(Student(policy), config, both, OffPolicy(trees, tasks, stored), on_policy, seed=3)
 
 
-def train_distill(kind: str, folder: str, steps: int = 4, save_every: int = 0, max_tokens: int = 80) -> Student:
+def train_distill(
+    kind: str, folder: str, steps: int = 4, save_every: int = 0, max_tokens: int = 80, policy: Policy | None = None
+) -> Student:
     settings = TrainConfig(
         output_dir=folder, learning_rate=3e-3, save_every=save_every, max_tokens_per_micro_batch=max_tokens
     )
     accelerator = make_accelerator(settings)
-    algorithm = make(folder if kind == "stored" else "", **KINDS[kind])
+    algorithm = make(folder if kind == "stored" else "", policy, **KINDS[kind])
     Trainer(accelerator, algorithm.student, tiny_tokenizer(), algorithm, settings, steps).train()
     return algorithm.student
 

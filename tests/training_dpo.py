@@ -75,12 +75,14 @@ def count_low_tokens(rollouts: list[Rollout]) -> dict[str, float]:
     }
 
 
-def train_online(folder: str, steps: int = 4, save_every: int = 0, max_tokens: int = 80) -> Policy:
+def train_online(
+    folder: str, steps: int = 4, save_every: int = 0, max_tokens: int = 80, policy: Policy | None = None
+) -> Policy:
     settings = TrainConfig(
         output_dir=folder, learning_rate=3e-3, save_every=save_every, max_tokens_per_micro_batch=max_tokens
     )
     accelerator = make_accelerator(settings)
-    policy = Policy(tiny_model("qwen3"))
+    policy = policy or Policy(tiny_model("qwen3"))
     rng = np.random.default_rng(0)
     prompts = [Prompt(f"p{i}", [], rng.integers(5, 300, 4 + 3 * i).tolist()) for i in range(7)]
     algorithm = OnlineDpo(

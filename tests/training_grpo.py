@@ -27,10 +27,10 @@ def count_low_tokens(rollouts: list[Rollout]) -> dict[str, float]:
     return {"rewards/low": 0.0}
 
 
-def train_grpo(folder: str, steps: int = 4, save_every: int = 0, **settings) -> Policy:
+def train_grpo(folder: str, steps: int = 4, save_every: int = 0, policy: Policy | None = None, **settings) -> Policy:
     config = TrainConfig(output_dir=folder, learning_rate=3e-3, max_tokens_per_micro_batch=80, save_every=save_every)
     accelerator = make_accelerator(config)
-    policy = Policy(tiny_model("qwen3"))
+    policy = policy or Policy(tiny_model("qwen3"))
     rng = np.random.default_rng(0)
     prompts = [Prompt(f"p{i}", [], rng.integers(5, 300, 4 + 3 * i).tolist()) for i in range(5)]
     algorithm = Grpo(

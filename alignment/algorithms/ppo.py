@@ -213,6 +213,7 @@ class Ppo:
     def _batches(self, trees: list[Tree], step: int) -> Iterator[Batch]:
         """Mini-batches of whole groups, shuffled anew in each epoch, with pretraining text; ends early on KL."""
         c = self.config
+        self._kl_sum, self._kl_count = 0.0, 0  # what the last update of the episode before saw is no reason to stop
         for epoch in range(c.episode_epochs):
             places = range(rank(), c.prompts_per_step, world_size())
             shuffle = [self.sampling.seed, step, epoch] if c.mini_batches * c.episode_epochs > 1 else None
