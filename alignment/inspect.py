@@ -251,7 +251,7 @@ def pairs_table(report: PreferenceReport) -> Table:
     ):
         table.add_row(label, f"{count:,}", style="yellow" if count else "")
     saved = 1 - report.tokens / report.separate_tokens
-    table.add_row("tokens", f"{report.tokens:,} ({saved:.0%} fewer than with a prompt per branch)")
+    table.add_row("tokens", f"{report.tokens:,} ({saved:.0%} saved by sharing)")
     return table
 
 

@@ -37,7 +37,7 @@ def test_published_figures_of_the_recipes():
     sft, train, _ = parse(*KINDS["sft"], arguments=["--config", str(RECIPES / "qwen1/sft.yaml")])
     assert (sft.batch_size, sft.max_length, train.max_steps, train.warmup_steps) == (128, 2048, 4000, 1430)
     assert (train.learning_rate, train.adam_beta2, train.adam_eps) == (2e-6, 0.95, 1e-8)
-    recipe, grpo, _, _ = parse(*KINDS["grpo"], arguments=["--config", str(RECIPES / "qwen2.5/grpo.yaml")])
+    recipe, grpo, *_ = parse(*KINDS["grpo"], arguments=["--config", str(RECIPES / "qwen2.5/grpo.yaml")])
     assert grpo.prompts_per_step * grpo.group_size == 2048
     assert recipe.curriculum == "variance"
     dpo, _, merging, train, _ = parse(*KINDS["dpo"], arguments=["--config", str(RECIPES / "qwen2.5/dpo.yaml")])

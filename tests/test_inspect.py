@@ -170,7 +170,7 @@ PAIRS = [
     {"prompt": QUESTION, "chosen": answer("5"), "rejected": answer("5")},
 ]
 GROUPS = [{"prompt": QUESTION, "completions": ["It is 5.", "5", "no"], "labels": [1, 0.5, 0]}]
-PROMPTS = [{"question": "What is 2 + 3?", "answer": "5"}] * 4
+PROMPTS = [{"question": f"What is {n} + 3?", "answer": str(n + 3)} for n in range(4)]
 
 
 @pytest.fixture(scope="module")
@@ -184,8 +184,9 @@ def base(tmp_path_factory):
 def align_inspect(capsys, base, rows, recipe, *overrides):
     path = base / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    names = ["--dataset", "--off_policy_dataset"] if recipe.endswith("off_policy.yaml") else ["--dataset"]
-    given = [part for name in names for part in (name, str(path))]
+    given = ["--dataset", str(path), "--dataset_split", ""]
+    if recipe.endswith("off_policy.yaml"):
+        given += ["--off_policy_dataset", str(path)]
     code = main(["inspect", str(RECIPES / recipe), "--model_name_or_path", str(base), *given, *overrides])
     assert code == 0, capsys.readouterr().err
     return capsys.readouterr().out
@@ -196,7 +197,7 @@ def test_pairs_are_shown_branch_by_branch_with_the_memory_of_a_reference(capsys,
     texts = [align_inspect(capsys, base, PAIRS, "qwen2/dpo.yaml", "--reference", way) for way in ways]
     for text in texts:
         assert "── chosen: It is 5.<|im_end|>" in text and "── rejected: No.<|im_end|>" in text
-        assert "dropped, branches are the same" in text and "fewer than with a prompt per branch" in text
+        assert "dropped, branches are the same" in text and "saved by sharing" in text
     assert ["frozen copies" in text for text in texts] == [False, True]
 
 
@@ -212,9 +213,10 @@ def test_what_samples_is_shown_with_its_steps_and_rewards(capsys, base):
     text = align_inspect(capsys, base, PROMPTS, "qwen1/ppo.yaml", "--prompts_per_step", "2")
     assert "episodes" in text and " 52" in text  # 50 of value warm-up
     assert "4 = 2 prompts x 2" in text and "1 x reward_model:runs/qwen1/reward_model/model" in text
-    with_value = align_inspect(capsys, base, PROMPTS, "quickstart/ppo.yaml", "--rewards", "verifier:math")
-    shared = align_inspect(
-        capsys, base, PROMPTS, "quickstart/ppo.yaml", "--rewards", "verifier:math", "--value_model", "head"
+    small = ["--bf16", "false", "--dtype", "float32"]
+    with_value, shared = (
+        align_inspect(capsys, base, PROMPTS, "qwen1/ppo.yaml", "--value_model", kind, *small)
+        for kind in ("policy", "head")
     )
     assert "frozen copies" in with_value
     assert number_behind("parameters", with_value) > 1.9 * number_behind("parameters", shared)
