@@ -41,6 +41,7 @@ from alignment.models.trunk import base_of
 from alignment.optim.adamw import make_optimizer
 from alignment.packing import cut, empty_batch
 from alignment.schedule import learning_rate_at
+from alignment.sharding import check_processes, make_sharding, read_launch
 from alignment.types import Algorithm, Batch, PackedBatch
 
 
@@ -55,8 +56,11 @@ class Evaluation:
 
 def make_accelerator(config: TrainConfig, some_parameters_rest: bool = False) -> Accelerator:
     """One accelerator per process; on a machine without CUDA it stays on the CPU. `some_parameters_rest`: in some
-    steps a part of the model takes no part in the loss."""
+    steps a part of the model takes no part in the loss. FSDP2 and ZeRO are the trainer's to apply (alignment.sharding).
+
+    Raises UserError when the processes are not what the launcher was asked for."""
     set_seed(config.seed)
+    launch = read_launch()
     accelerator = Accelerator(
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=some_parameters_rest)],
         cpu=not torch.cuda.is_available(),
@@ -64,6 +68,7 @@ def make_accelerator(config: TrainConfig, some_parameters_rest: bool = False) ->
         log_with=config.report_to or None,
         project_dir=config.output_dir,
     )
+    check_processes(launch, accelerator)
     if config.report_to:
         accelerator.init_trackers(Path(config.output_dir).name)
     return accelerator
@@ -114,16 +119,21 @@ class Trainer:
             if config.router_aux_loss_coef is not None:
                 balance.coefficient = config.router_aux_loss_coef
         optimizer = optimizer or make_optimizer(policy, config)
-        self.peaks = [group.get("peak", config.learning_rate) for group in optimizer.param_groups]
-        self.model, self.optimizer = accelerator.prepare(policy, optimizer)
-        self.clip_sets = _clip_sets(self.parts)
+        self.resumed = self._checkpoint_to_resume()
+        if self.resumed is not None:  # before the weights are cut into shards, on any number of ranks
+            for name, part in self.parts.items():
+                copy_weights(part, self.resumed / name)
+        self.launch = read_launch()
+        self.sharding = make_sharding(self.launch, accelerator, policy, optimizer, config.bf16)
+        self.model, self.optimizer = self.sharding.model, self.sharding.optimizer
+        self.peaks = [group.get("peak", config.learning_rate) for group in self.optimizer.param_groups]
 
     # --- the loop ---------------------------------------------------------------------------------------------------
 
     def train(self) -> dict[str, float]:
         """Train to the end (or to a SIGTERM, which saves and stops). Returns the last evaluation's metrics, none when
         this call had nothing left to train."""
-        resumed = self._resume()
+        resumed = self._resume(self.resumed)
         set_aside_newer(self.folder / "checkpoints", self.step)
         tracker = self.accelerator.log if self.config.report_to else None
         log = RunLog(self.folder, self.total_steps, rank() == 0, tracker, self.step if resumed else None)
@@ -151,7 +161,7 @@ class Trainer:
     def _run_step(self) -> tuple[dict[str, float], int, list[dict]]:
         started = time.perf_counter()
         learning_rate = self._set_learning_rate()
-        with self.accelerator.autocast():
+        with self._readable(getattr(self.algorithm, "reads_policy", True)), self.accelerator.autocast():
             episode = self.algorithm.collect(self.step)
         collected = time.perf_counter()
         sums = MetricSums()
@@ -163,7 +173,7 @@ class Trainer:
         self.step += 1
         sums.add({"time/collect": (collected - started, 1), "time/train": (time.perf_counter() - collected, 1)})
         metrics = sums.reduce(self.accelerator.device)
-        self.algorithm.after_update(self.step, metrics)
+        self._after_update(metrics)
         tokens = int(all_sum([tokens], self.accelerator.device)[0])
         return {**metrics, "learning_rate": learning_rate}, tokens, episode.samples
 
@@ -182,22 +192,20 @@ class Trainer:
         self._count_experts(micros)
         for i, micro in enumerate(micros):
             last = i == len(micros) - 1
-            self.accelerator.sync_gradients = last
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
+            with self.sharding.accumulate(last):
                 loss, stats = self._loss(micro.to(device))
                 balance = self._balance_loss(device)
-                self.accelerator.backward(loss * (world / units) + world * balance)
+                self.sharding.backward(loss * (world / units) + world * balance, last)
             total += loss.detach()
             balance_total += balance.detach()
             sums.add(stats)
-        norms = {name: self._clip(parameters) for name, parameters in self.clip_sets.items()}
+        norms = self.sharding.clip(self.config.max_grad_norm)
         self._check_finite(norms, micros)
         sums.add({"loss": (total, batch.units), "skipped_updates": (0, 1)})
         sums.add({("grad_norm" if n == "model" else f"grad_norm/{n}"): (norm, 1) for n, norm in norms.items()})
         if self.balances:
             sums.add({"router_aux_loss": (balance_total, 1 / world)})
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.sharding.step()
         return sum(micro.tokens for micro in micros if not micro.empty)
 
     def _loss(self, micro: PackedBatch):
@@ -216,16 +224,12 @@ class Trainer:
             for balance in self.balances:
                 stack.enter_context(balance.counting())
             for micro in micros:
-                self.model(micro.to(self.accelerator.device))
+                self.sharding.module(micro.to(self.accelerator.device))
 
     def _balance_loss(self, device: torch.device) -> torch.Tensor:
         """The routers' shares of this micro-batch."""
         shares = [share for balance in self.balances if (share := balance.take()) is not None]
         return torch.stack(shares).sum() if shares else torch.zeros((), device=device)
-
-    def _clip(self, parameters: list[nn.Parameter]) -> torch.Tensor:
-        """The norm before clipping."""
-        return self.accelerator.clip_grad_norm_(parameters, self.config.max_grad_norm or float("inf"))
 
     def _check_finite(self, norms: Mapping[str, torch.Tensor], micros: list[PackedBatch]) -> None:
         if all(norm is None or torch.isfinite(norm) for norm in norms.values()):
@@ -256,7 +260,7 @@ class Trainer:
 
     def _evaluate(self, evaluation: Evaluation, log: RunLog) -> dict[str, float]:
         self.model.eval()
-        with self.accelerator.autocast():
+        with self._readable(), self.accelerator.autocast():
             metrics = evaluation.run()
         log.eval(self.step, metrics)
         if evaluation.metric is not None:
@@ -264,14 +268,25 @@ class Trainer:
             better = self.best is None or (value > self.best if evaluation.higher_is_better else value < self.best)
             if better and not math.isnan(value):
                 self.best = value
-                self.save_model(self.folder / "best")
+                with self.sharding.whole(for_saving=True):
+                    self.save_model(self.folder / "best")
         return metrics
 
+    def _readable(self, needed: bool = True) -> contextlib.AbstractContextManager[Any]:
+        """Within it the policy has all its weights, so that it can sample and score by itself on every rank."""
+        return self.sharding.whole() if needed else contextlib.nullcontext()
+
+    def _after_update(self, metrics: Mapping[str, float]) -> None:
+        with self._readable(getattr(self.algorithm, "sends_weights", False)):
+            self.algorithm.after_update(self.step, metrics)
+
     def _describe(self, resumed: bool) -> str:
-        count = sum(p.numel() for parameters in self.clip_sets.values() for p in parameters)
+        """What really runs: the processes counted, and what this rank holds in its memory."""
+        shares = self.sharding.shares()
         where = f"{self.accelerator.num_processes} process(es) on {self.accelerator.device.type}"
         start = f"going on after step {self.step}" if resumed else "starting"
-        return f"{start}: {self.total_steps} steps, {count:,} trainable parameters, {where}"
+        spread = f" by {self.launch.name}, {shares}" if self.accelerator.num_processes > 1 else ""
+        return f"{start}: {self.total_steps} steps, {shares.all_updated:,} trainable parameters, {where}{spread}"
 
     # --- checkpoints ------------------------------------------------------------------------------------------------
 
@@ -283,16 +298,17 @@ class Trainer:
         torch.save(
             {"algorithm": self.algorithm.state_dict(), "random": random_states()}, path / f"state-rank-{rank()}.pt"
         )
+        self.sharding.save_optimizer(path)
+        self.save_parts(path)
         if rank() == 0:
-            self.save_parts(path)
-            torch.save(self.optimizer.state_dict(), path / "optimizer.pt")
             progress = {"step": self.step, "best": self.best}
             (path / "trainer.json").write_text(json.dumps(progress))
 
     def save_parts(self, folder: Path) -> None:
-        """Every model of the run in a folder of its name."""
-        for name, part in self.parts.items():
-            self.save_model(folder / name, part)
+        """Every model of the run in a folder of its name. Called on all ranks."""
+        with self.sharding.whole(for_saving=True):
+            for name, part in self.parts.items():
+                self.save_model(folder / name, part)
 
     def save_model(self, path: Path, model: Any = None) -> None:
         """A plain transformers checkpoint (or a PEFT adapter) with its tokenizer, by default of the part "model"; an
@@ -309,20 +325,21 @@ class Trainer:
         except OSError as error:
             raise UserError(f"the model could not be written to {path}: {error.strerror or error}") from error
 
-    def _resume(self) -> bool:
-        path = self._checkpoint_to_resume()
+    def _resume(self, path: Path | None) -> bool:
+        """Everything but the weights, which were read before they were sharded."""
         if path is None:
+            if self.launch.kind != "plain":
+                self.algorithm.after_update(0, {})
             return False
         progress = json.loads((path / "trainer.json").read_text())
         self.step, self.best = progress["step"], progress["best"]
-        for name, part in self.parts.items():
-            copy_weights(part, path / name)
-        self.optimizer.load_state_dict(torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True))
+        if lost := self.sharding.load_optimizer(path):
+            self.accelerator.print(f"checkpoint {path}: {lost}")
         own = path / f"state-rank-{rank()}.pt"
         source = own if own.exists() else path / "state-rank-0.pt"
         state = torch.load(source, map_location="cpu", weights_only=False)
         self.algorithm.load_state_dict(state["algorithm"])
-        self.algorithm.after_update(self.step, {})
+        self._after_update({})
         if own.exists():
             restore_random_states(state["random"])
         barrier()
@@ -338,16 +355,6 @@ class Trainer:
                 raise UserError(f"resume: {path} is not a checkpoint; give a folder …/checkpoints/step-XXXXXXXX")
             return path
         return newest_checkpoint(self.folder / "checkpoints", say)
-
-
-def _clip_sets(parts: Mapping[str, Any]) -> dict[str, list[nn.Parameter]]:
-    """The trainable parameters of each part, whose gradients are clipped together; a shared one counts once."""
-    seen: set[int] = set()
-    sets: dict[str, list[nn.Parameter]] = {}
-    for name, part in parts.items():
-        sets[name] = [p for p in part.parameters() if p.requires_grad and id(p) not in seen]
-        seen |= {id(p) for p in sets[name]}
-    return sets
 
 
 def _due(step: int, every: int) -> bool:

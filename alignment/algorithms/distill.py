@@ -148,6 +148,7 @@ class Distill:
                     f"batch_size: a step needs {config.prompts_per_step} prompts, there are {len(on_policy.prompts)}"
                 )
             self.order = Curriculum([p.id for p in on_policy.prompts], "random", seed)
+        self.reads_policy = self.order is not None
 
     @property
     def steps_per_epoch(self) -> float:

@@ -76,6 +76,7 @@ class Dpo:
         self.epochs = Epochs(trees, batch_size, seed)
         self.steps_per_epoch = self.epochs.steps_per_epoch
         self.config, self.add_reference = config, add_reference
+        self.reads_policy = getattr(add_reference, "reads_policy", False)
         check_pairs(self.epochs.trees, scored=add_reference is None)
 
     def collect(self, step: int) -> Episode:

@@ -125,7 +125,7 @@ class Ppo:
     # --- collecting -------------------------------------------------------------------------------------------------
 
     def collect(self, step: int) -> Episode:
-        self.value_only = self.model.policy_rests = step < self.config.value_warmup_steps
+        self.value_only = self.model.rest.policy = step < self.config.value_warmup_steps
         groups, trees, stats = self._sample(step)
         rescored = self.old if self.old == "old_logprobs" and not self.value_only else None
         add_values(self.model, trees, "values", self.max_tokens, rescored, self.sampling.temperature)

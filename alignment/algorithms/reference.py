@@ -45,6 +45,7 @@ class Reference:
 
     def __init__(self, policy: Policy, other: Policy | None, max_tokens: int):
         self.policy, self.other, self.max_tokens = policy, other, max_tokens
+        self.reads_policy = other is None or other is policy
 
     @torch.no_grad()
     def __call__(self, trees: Sequence[Tree]) -> None:

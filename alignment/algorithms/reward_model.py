@@ -40,6 +40,8 @@ class RewardModeling:
     """Algorithm for the trainer: epochs over `trees` (see encode_preference_rows with an end token), `batch_size` pairs
     or groups per step over all ranks. Raises UserError for trees that are not such comparisons."""
 
+    reads_policy = False
+
     def __init__(self, trees: Sequence[Tree], batch_size: int, seed: int, config: RewardModelConfig):
         self.epochs, self.config = Epochs(trees, batch_size, seed), config
         self.steps_per_epoch = self.epochs.steps_per_epoch

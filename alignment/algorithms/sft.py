@@ -23,6 +23,8 @@ def sft_loss(logprobs_N: torch.Tensor, weights_N: torch.Tensor | None) -> torch.
 class Sft:
     """Epochs over `trees`, `batch_size` of them per step over all ranks."""
 
+    reads_policy = False
+
     def __init__(self, trees: list[Tree], batch_size: int, seed: int):
         self.epochs = Epochs(trees, batch_size, seed)
         self.trees, self.steps_per_epoch = self.epochs.trees, self.epochs.steps_per_epoch

@@ -16,6 +16,14 @@ from alignment.types import PackedBatch
 
 
 @dataclass(slots=True)
+class Rest:
+    """Whether the policy rests: in the value's warm-up, on every rank, with and without data. One object for all that
+    stand for the same model."""
+
+    policy: bool = False
+
+
+@dataclass(slots=True)
 class PolicyValue:
     """scores: the policy's, None when it was not asked. values_N: one per scored token, of the state before it."""
 
@@ -32,7 +40,7 @@ class ActorCritic(nn.Module):
         if value.at != "state":
             raise ValueError('a value is read at the state before each token: ScalarModel(..., at="state")')
         self.policy, self.value = policy, value
-        self.policy_rests = False  # in the value's warm-up, on every rank, with and without data
+        self.rest = Rest()
         self.shared = value.base.base_model is policy.base.base_model
         if self.shared:
             value.balance = None  # the policy observes the routers
@@ -53,9 +61,9 @@ class ActorCritic(nn.Module):
         entropy: bool = False,
         value_only: bool = False,
     ) -> PolicyValue:
-        """Both at the scored positions; `value_only` (or policy_rests) leaves the policy out, its backbone untouched by
+        """Both at the scored positions; `value_only` (or rest.policy) leaves the policy out, its backbone untouched by
         the gradient."""
-        value_only = value_only or self.policy_rests
+        value_only = value_only or self.rest.policy
         if value_only and self.shared:
             with torch.no_grad():
                 hidden_TH = self.policy.hidden_states(batch)

@@ -1,0 +1,95 @@
+"""Small real runs of every method under every configuration, for tests and for the table of docs/scale.md.
+
+python -m tests.sharded_runs OUTPUT_DIR CONFIGURATIONS METHODS [steps] [save_every], in one process or under torchrun.
+Configurations are names of files in accelerate_configs/; what a launcher would read from the file is set here, so that
+one group of processes can run several. Each run leaves its metrics, checkpoints and `shares.json` in
+OUTPUT_DIR/METHOD/CONFIGURATION.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import yaml
+
+from alignment.distributed import rank
+from alignment.models import Policy
+from alignment.sharding import make, read_launch
+from tests.tiny import tiny_model
+from tests.training import train
+from tests.training_distill import train_distill
+from tests.training_dpo import train_dpo
+from tests.training_grpo import train_grpo
+from tests.training_ppo import train_ppo
+from tests.training_reward import train_reward_model
+
+CONFIGURATIONS = Path(__file__).parent.parent / "accelerate_configs"
+
+METHODS: dict[str, Callable[[str, int, int], Any]] = {
+    "sft": lambda folder, steps, every: train(
+        folder, steps, policy=Policy(tiny_model("qwen3")), save_every=every, max_tokens_per_micro_batch=60
+    ),
+    "sft_moe": lambda folder, steps, every: train(
+        folder, steps, policy=Policy(tiny_model("qwen3_moe")), save_every=every, max_tokens_per_micro_batch=60
+    ),
+    "reward_model": lambda folder, steps, every: train_reward_model(folder, steps, every, 60),
+    "dpo": lambda folder, steps, every: train_dpo(folder, steps, every, 60),
+    "ppo": lambda folder, steps, every: train_ppo(folder, steps, every, mini_batches=2, ptx_coef=0.5),
+    "grpo": lambda folder, steps, every: train_grpo(folder, steps, every),
+    "distill": lambda folder, steps, every: train_distill("mixed", folder, steps, every),
+}
+
+
+def as_launched(configuration: str) -> None:
+    """Set what `accelerate launch --config_file` sets, for a process that read another launch before."""
+    read_launch.cache_clear()
+    if configuration == "single":
+        return
+    content = yaml.safe_load((CONFIGURATIONS / f"{configuration}.yaml").read_text())
+    if content["distributed_type"] == "FSDP":
+        os.environ["ACCELERATE_USE_FSDP"] = "true"
+        os.environ["FSDP_VERSION"] = str(content["fsdp_config"]["fsdp_version"])
+    if content["distributed_type"] == "DEEPSPEED":
+        settings = content["deepspeed_config"]
+        os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
+        os.environ["ACCELERATE_DEEPSPEED_ZERO_STAGE"] = str(settings["zero_stage"])
+        for what in ("optimizer", "param"):
+            device = settings.get(f"offload_{what}_device", "none")
+            os.environ[f"ACCELERATE_DEEPSPEED_OFFLOAD_{what.upper()}_DEVICE"] = device
+
+
+def main(output: str, configurations: str, methods: str, steps: str = "12", save_every: str = "0") -> None:
+    torch.set_num_threads(1)
+    shares: list[Any] = []
+    made = make.make_sharding
+
+    def remember(*arguments):
+        sharding = made(*arguments)
+        shares.append(sharding.shares())
+        return sharding
+
+    import alignment.trainer
+
+    alignment.trainer.make_sharding = remember
+    for configuration in configurations.split(","):
+        for method in methods.split(","):
+            as_launched(configuration)
+            folder = Path(output) / method / configuration
+            METHODS[method](str(folder), int(steps), int(save_every))
+            if rank() == 0:
+                (folder / "shares.json").write_text(json.dumps(dataclasses.asdict(shares[-1])))
+                print(f"finished {method} {configuration}", flush=True)
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
