@@ -17,6 +17,7 @@ COMMANDS = {
     "doctor": "what this machine offers: versions, accelerators, sandbox tiers",
     "inspect": "what a recipe would train on: tokens by mask, lengths, steps, memory",
     "list": "the registered rewards and verifiers, with the columns they read",
+    "merge": "merge LoRA adapters into their base model, as a plain checkpoint",
     "pipeline": "run the recipes of a pipeline one after another; finished ones are not run again",
     "report": "write the HTML report of a run folder again",
     "sandbox-server": "run sandboxed jobs of other machines here",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
 from typing import Any
 
 import torch
@@ -50,6 +52,38 @@ def gather_objects(items: list[Any]) -> list[Any]:
 def barrier() -> None:
     if is_distributed():
         dist.barrier()
+
+
+FAILED = "alignment/failed"
+"""Where a rank that fails leaves its message, in the store that the ranks met through."""
+
+
+def tell_failure(message: str) -> None:
+    """Let the other ranks know why their collectives will break off."""
+    with contextlib.suppress(RuntimeError):  # the store may be gone already
+        if is_distributed() and not _failures():
+            _store().set(FAILED, f"rank {dist.get_rank()}: {message}")
+
+
+def failure_elsewhere(wait_s: float = 5.0) -> str | None:
+    """What another rank failed with, if one did; called when a collective broke off. Nothing for the rank itself."""
+    if not is_distributed():
+        return None
+    with contextlib.suppress(RuntimeError):
+        end = time.monotonic() + wait_s  # the message and the broken connection race each other
+        while not (found := _failures()) and time.monotonic() < end:
+            time.sleep(0.1)
+        return found if found and not found.startswith(f"rank {dist.get_rank()}:") else None
+    return "another rank is gone, and its message with it"
+
+
+def _failures() -> str:
+    store = _store()
+    return store.get(FAILED).decode() if store.check([FAILED]) else ""
+
+
+def _store() -> Any:
+    return dist.distributed_c10d._get_default_store()
 
 
 class MetricSums:

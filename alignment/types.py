@@ -200,6 +200,8 @@ class Algorithm(Protocol):
     loss(model, micro): the *sum* over the micro-batch and its stats (see Episode); `model` may be wrapped.
     after_update: called once per step, after its last optimizer step, with the step's metrics over all ranks; and
     once with none after a resume.
+    An attribute `reads_policy` (default True) says whether `collect` reads the weights of the policy itself, and
+    `sends_weights` (default False) whether `after_update` does: sharded ones are gathered for it.
     state_dict: everything that a resumed run needs and that does not follow from the settings.
     """
 

@@ -16,7 +16,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from alignment.chat.template import stop_token_ids
 from alignment.config import as_dict
-from alignment.distributed import gather_objects, rank, world_size
+from alignment.distributed import failure_elsewhere, gather_objects, rank, tell_failure, world_size
 from alignment.errors import UserError
 from alignment.evaluate import pass_rate
 from alignment.types import Engine, Prompt, Rollout, Sampling
@@ -53,20 +53,32 @@ def make_sampling(
 
 
 def run(main: Callable[[], Any]) -> None:
-    """Run a recipe; a UserError is printed as one message (exit code 2), with its traceback under --debug."""
+    """Run a recipe; a UserError is printed as one message (exit code 2), with its traceback under --debug. Of several
+    ranks the one that fails prints its error, and the others that they stop because of it."""
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # a script's path is its own folder: rewards of the user's are found beside her
     disable_progress_bar()  # of loading and saving weights: runs have a progress bar of their own
     try:
         main()
     except UserError as error:
+        tell_failure(str(error))
         if "--debug" in sys.argv:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error{_of_rank()}: {error}", file=sys.stderr, flush=True)
         raise SystemExit(2) from None
+    except Exception as error:
+        if isinstance(error, RuntimeError) and (elsewhere := failure_elsewhere()) is not None:
+            print(f"rank {rank()} stops, since another failed. {elsewhere}", file=sys.stderr, flush=True)
+            raise SystemExit(1) from None
+        tell_failure(f"{type(error).__name__}: {error}")
+        raise
     finally:
         if dist.is_available() and dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _of_rank() -> str:
+    return f" on rank {rank()}" if world_size() > 1 else ""
 
 
 def write_settings(folder: str, *configs: Any) -> None:

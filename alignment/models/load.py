@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import cast
 
 import torch
-from peft import PeftModel, get_peft_model, load_peft_weights, set_peft_model_state_dict
+from peft import PeftConfig, PeftModel, get_peft_model, load_peft_weights, set_peft_model_state_dict
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -21,6 +22,7 @@ from trl import ModelConfig, get_peft_config, get_quantization_config
 from alignment.chat.template import ensure_chat_template
 from alignment.errors import UserError
 from alignment.models.policy import Policy
+from alignment.models.rope import RopeConfig
 
 
 def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
@@ -42,34 +44,68 @@ def load_config(name_or_path: str) -> PreTrainedConfig:
         raise UserError(f"model_name_or_path: no configuration could be loaded from {name_or_path}: {error}") from error
 
 
-def load_model(config: ModelConfig) -> PreTrainedModel | PeftModel:
+def load_model(config: ModelConfig, rope: RopeConfig | None = None) -> PreTrainedModel | PeftModel:
     """The causal language model, quantised and with LoRA adapters as the configuration asks.
 
     Weights are loaded in the type that `dtype` names (TRL's default: float32); `dtype: auto` keeps the checkpoint's.
+    A folder of adapters (LoRA) is loaded onto the base model it names, and the adapters are trained on.
     """
     if not config.model_name_or_path:
         raise UserError("model_name_or_path is missing: a hub name or a folder with a transformers checkpoint")
+    if is_adapter(config.model_name_or_path):
+        return _load_adapter(config, rope)
     dtype = config.dtype if config.dtype in ("auto", None) else getattr(torch, config.dtype)
+    own = load_config(config.model_name_or_path)
+    if rope is not None:
+        rope.apply(own)
+    try:
+        quantization = get_quantization_config(config)
+    except (ImportError, ValueError) as error:
+        raise UserError(f"load_in_4bit, load_in_8bit: {error}") from error
     try:
         model = AutoModelForCausalLM.from_pretrained(
             config.model_name_or_path,
+            config=own,
             revision=config.model_revision,
             dtype=dtype or "auto",
-            quantization_config=get_quantization_config(config),
+            quantization_config=quantization,
         )
     except (OSError, ValueError, ImportError) as error:  # ImportError: a package that the quantisation needs
         raise UserError(
             f"model_name_or_path: {config.model_name_or_path} could not be loaded as a causal language model: {error}"
         ) from error
+    if quantization is not None and not config.use_peft:
+        model.requires_grad_(False)  # to score and to teach; to train it needs adapters
     peft_config = get_peft_config(config)
     return model if peft_config is None else get_peft_model(model, peft_config)
 
 
-def load_policy(config: ModelConfig) -> tuple[Policy, PreTrainedTokenizerBase]:
+def is_adapter(name_or_path: str) -> bool:
+    """Whether it is a folder that LoRA adapters were saved to."""
+    return (Path(name_or_path) / "adapter_config.json").is_file()
+
+
+def _load_adapter(config: ModelConfig, rope: RopeConfig | None) -> PeftModel:
+    """Adapters on the base model that they name, trainable. Raises UserError for a base that is not there and for
+    settings that ask for new adapters."""
+    path = config.model_name_or_path or ""
+    if config.use_peft:
+        raise UserError(
+            f"use_peft: {path} holds adapters already, and training goes on with these. Leave out use_peft, or merge "
+            f"them first: align merge {path} --output FOLDER"
+        )
+    base = copy.copy(config)
+    base.model_name_or_path = PeftConfig.from_pretrained(path).base_model_name_or_path
+    if not base.model_name_or_path:
+        raise UserError(f"model_name_or_path: the adapters in {path} name no base_model_name_or_path")
+    return PeftModel.from_pretrained(cast(PreTrainedModel, load_model(base, rope)), path, is_trainable=True)
+
+
+def load_policy(config: ModelConfig, rope: RopeConfig | None = None) -> tuple[Policy, PreTrainedTokenizerBase]:
     """Policy and tokenizer of `config.model_name_or_path`. A tokenizer without a chat template gets ChatML, and the
     embeddings grow by the tokens that brings. Raises UserError when tokenizer and model do not belong together."""
     tokenizer = load_tokenizer(config.model_name_or_path or "")
-    model = load_model(config)
+    model = load_model(config, rope)
     fit_embeddings(model, tokenizer)
     return Policy(model), tokenizer
 

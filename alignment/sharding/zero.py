@@ -35,6 +35,9 @@ class Zero:
         import deepspeed
 
         deepspeed.utils.logger.setLevel("WARNING")
+        # its shared-memory operation for CPUs is compiled at the first start, and a start that is killed meanwhile
+        # leaves a lock that all later ones wait for; torch's own collectives serve
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         self.accelerator, self.policy, self.device = accelerator, policy, accelerator.device
         zero = settings["zero_optimization"]
         self.stage = int(zero["stage"])
