@@ -3,39 +3,16 @@
 from pathlib import Path
 
 import pytest
-from trl import ModelConfig
 
-from alignment.algorithms.distill import DistillConfig
-from alignment.algorithms.dpo import DpoConfig
-from alignment.algorithms.grpo import GrpoConfig
-from alignment.algorithms.online_dpo import OnlineDpoConfig
-from alignment.algorithms.ppo import PpoConfig
-from alignment.algorithms.reward_model import RewardModelConfig
+from alignment.commands.inspect import recipe_kinds
 from alignment.config import TrainConfig, as_dict, parse
 from alignment.errors import UserError
-from alignment.optim.online_merging import OnlineMergingConfig
-from recipes.distill import DistillRecipe
-from recipes.dpo import DpoRecipe
-from recipes.generate import GenerateRecipe
-from recipes.grpo import GrpoRecipe
-from recipes.ppo import PpoRecipe
-from recipes.reward_model import RewardModelRecipe
-from recipes.rollouts import RolloutRecipe
 from recipes.sft import SftRecipe
 
 RECIPES = Path(__file__).parent.parent / "recipes"
-KINDS = {  # by the end of the file's name
-    "sft": (SftRecipe, TrainConfig, ModelConfig),
-    "grpo": (GrpoRecipe, GrpoConfig, TrainConfig, ModelConfig),
-    "dpo": (DpoRecipe, DpoConfig, OnlineMergingConfig, TrainConfig, ModelConfig),
-    "online_dpo": (RolloutRecipe, OnlineDpoConfig, DpoConfig, OnlineMergingConfig, TrainConfig, ModelConfig),
-    "generate": (GenerateRecipe, ModelConfig),
-    "responses": (GenerateRecipe, ModelConfig),
-    "reward_model": (RewardModelRecipe, RewardModelConfig, TrainConfig, ModelConfig),
-    "pmp": (RewardModelRecipe, RewardModelConfig, TrainConfig, ModelConfig),
-    "policy": (DistillRecipe, DistillConfig, TrainConfig, ModelConfig),
-    "ppo": (RolloutRecipe, PpoRecipe, PpoConfig, OnlineMergingConfig, TrainConfig, ModelConfig),
-}
+KINDS = {name: kinds for name, kinds in recipe_kinds().items() if name != "distill"}  # by the end of the file's name
+KINDS |= {"policy": recipe_kinds()["distill"], "pmp": recipe_kinds()["reward_model"]}
+KINDS |= {"responses": recipe_kinds()["generate"]}
 
 
 def write(tmp_path, text):
@@ -61,7 +38,7 @@ def test_published_figures_of_the_recipes():
     sft, train, _ = parse(*KINDS["sft"], arguments=["--config", str(RECIPES / "qwen1/sft.yaml")])
     assert (sft.batch_size, sft.max_length, train.max_steps, train.warmup_steps) == (128, 2048, 4000, 1430)
     assert (train.learning_rate, train.adam_beta2, train.adam_eps) == (2e-6, 0.95, 1e-8)
-    recipe, grpo, _, _ = parse(*KINDS["grpo"], arguments=["--config", str(RECIPES / "qwen2.5/grpo.yaml")])
+    recipe, grpo, *_ = parse(*KINDS["grpo"], arguments=["--config", str(RECIPES / "qwen2.5/grpo.yaml")])
     assert grpo.prompts_per_step * grpo.group_size == 2048
     assert recipe.curriculum == "variance"
     dpo, _, merging, train, _ = parse(*KINDS["dpo"], arguments=["--config", str(RECIPES / "qwen2.5/dpo.yaml")])
