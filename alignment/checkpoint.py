@@ -10,6 +10,7 @@ import json
 import os
 import random
 import shutil
+import tempfile
 import time
 import zlib
 from collections.abc import Callable
@@ -18,9 +19,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 
 from alignment.distributed import barrier, rank
-from alignment.errors import UserError
+from alignment.errors import UserError, shorten
 
 PREFIX = "step-"
 MANIFEST = "manifest.json"
@@ -47,17 +49,45 @@ def save_checkpoint(folder: Path, step: int, write: Callable[[Path], None], keep
                 _remove(final)
             os.rename(aside, final)
             _fsync(folder)
-    except OSError as error:
+    except (OSError, SafetensorError, RuntimeError) as error:
+        problem = writing_problem(error, folder)
+        if problem is None:
+            raise
         shutil.rmtree(aside, ignore_errors=True)
         raise UserError(
-            f"checkpoint of step {step} could not be written to {folder}: {error.strerror or error}. Free space or "
-            "choose another output_dir, then start the same command again: it goes on from the newest checkpoint."
+            f"checkpoint of step {step} could not be written to {folder}: {problem}. Free space or choose another "
+            "output_dir, then start the same command again: it goes on from the newest checkpoint."
         ) from error
     if rank() == 0:
         for old in checkpoints(folder)[:-keep]:
             _remove(old)
     barrier()
     return final
+
+
+def check_folder(output_dir: str) -> None:
+    """Make the folder of a run. Raises UserError when files cannot be written there, before anything is computed."""
+    try:
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=output_dir):
+            pass
+    except (OSError, ValueError) as error:
+        problem = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise UserError(
+            f"output_dir: nothing can be written to {shorten(output_dir)} ({problem}); choose another folder"
+        ) from error
+
+
+def writing_problem(error: Exception, folder: Path) -> str | None:
+    """Why a file could not be written, None when the error is about something else. On a full disk safetensors raises
+    an error of its own and torch a RuntimeError about positions in its archive."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    if not isinstance(error, SafetensorError) and "inline_container" not in str(error):
+        return None
+    text = str(error).splitlines()[0]
+    there = next((place for place in (folder, *folder.parents) if place.is_dir()), None)
+    return text if there is None else f"{text} ({shutil.disk_usage(there).free:,} bytes are free there)"
 
 
 def set_aside_newer(folder: Path, step: int) -> None:
@@ -87,6 +117,8 @@ def newest_checkpoint(folder: Path, say: Callable[[str], None]) -> Path | None:
         if problem is None:
             return path
         say(f"checkpoint {path} is damaged ({problem}); falling back to the one before it")
+    if any(checkpoints(folder)):
+        say(f"no checkpoint in {folder} is sound: starting anew; the damaged ones are kept in a folder superseded-…")
     return None
 
 

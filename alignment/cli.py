@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType
 
-from alignment.errors import UserError
+from alignment.errors import UserError, as_line
 
 COMMANDS = {
     "doctor": "what this machine offers: versions, accelerators, sandbox tiers",
@@ -31,14 +31,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
     try:
         return int(_module(options.command).run(options) or 0)
-    except UserError as error:
-        if options.debug:
-            raise
-        print(f"align {options.command}: {error}", file=sys.stderr)
-        return 2
     except BrokenPipeError:  # the reader of our output, such as `head`, has closed it
         sys.stderr.close()
         return 1
+    except (UserError, OSError) as error:
+        if options.debug:
+            raise
+        print(f"align {options.command}: {as_line(error)}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         return 130
 

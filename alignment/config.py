@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 import torch
 from trl import TrlParser
 
-from alignment.errors import UserError
+from alignment.errors import UserError, shorten
 from alignment.yaml_files import did_you_mean, read_yaml
 
 
@@ -58,20 +59,42 @@ class TrainConfig:
     def __post_init__(self):
         if not self.output_dir:
             raise UserError("output_dir is missing: set it in the YAML file or with --output_dir runs/NAME")
-        for name in ("learning_rate", "weight_decay", "max_grad_norm", "min_learning_rate", "adam_eps"):
-            _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
-        for name in ("max_steps", "warmup_steps", "hold_steps", "eval_every", "save_every", "samples_per_log"):
-            _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
-        _require(self.keep_checkpoints >= 1, "keep_checkpoints", self.keep_checkpoints, "1 or more")
-        budget = self.max_tokens_per_micro_batch
-        _require(budget >= 0, "max_tokens_per_micro_batch", budget, "0 or more")
-        if not budget:  # larger rows keep a GPU busy; a CPU gains nothing from them
+        non_negative = ("learning_rate", "min_learning_rate", "weight_decay", "max_grad_norm", "adam_eps")
+        counts = ("max_steps", "warmup_steps", "hold_steps", "eval_every", "save_every", "samples_per_log")
+        check_values(self, "0 or more", *non_negative, *counts, "max_tokens_per_micro_batch", "router_aux_loss_coef")
+        check_values(self, "1 or more", "keep_checkpoints")
+        check_values(self, "0 or more, below 1", "adam_beta1", "adam_beta2")
+        check_values(self, "between 0 and 4294967295", "seed")
+        if not self.max_tokens_per_micro_batch:  # larger rows keep a GPU busy; a CPU gains nothing from them
             self.max_tokens_per_micro_batch = 16384 if torch.cuda.is_available() else 4096
 
 
-def _require(condition: bool, name: str, value: Any, wanted: str) -> None:
-    if not condition:
-        raise UserError(f"{name}: {value} is not valid, it has to be {wanted}")
+_RANGES: dict[str, Callable[[float], bool]] = {
+    "0 or more": lambda x: x >= 0,
+    "1 or more": lambda x: x >= 1,
+    "2 or more": lambda x: x >= 2,
+    "above 0": lambda x: x > 0,
+    "between 0 and 1": lambda x: 0 <= x <= 1,
+    "0 or more, below 1": lambda x: 0 <= x < 1,
+    "above 0, at most 1": lambda x: 0 < x <= 1,
+    "between 0 and 4294967295": lambda x: 0 <= x < 2**32,  # numpy's limit for seeds
+    "a finite number": lambda x: True,
+}
+
+
+def check_values(config: Any, wanted: str, *names: str) -> None:
+    """Raises UserError for the first of the fields that is not finite or not `wanted` (a key of _RANGES). Fields that
+    are None are passed over."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not ((isinstance(value, int) or math.isfinite(value)) and _RANGES[wanted](value)):
+            raise UserError(f"{name}: {shorten(value)} is not valid, it has to be {wanted}")
+
+
+class _Parser(TrlParser):
+    def error(self, message: str) -> NoReturn:
+        """One message, without the list of all options."""
+        raise UserError(message)
 
 
 def parse(*kinds: type, arguments: Sequence[str] | None = None) -> tuple:
@@ -85,35 +108,64 @@ def parse(*kinds: type, arguments: Sequence[str] | None = None) -> tuple:
         for part in (argument.split("=", 1) if argument.startswith("--config=") else [argument])
     ]
     known = {name: hint for kind in kinds for name, hint in get_type_hints(kind).items()}
+    values: dict[str, Any] = {}
     if "--config" in arguments:
-        path = Path(arguments[arguments.index("--config") + 1]) if arguments[-1] != "--config" else None
-        _check_yaml(path, known)
+        place = arguments.index("--config")
+        values = _read_settings(next(iter(arguments[place + 1 : place + 2]), None), known)
+        del arguments[place : place + 2]
     for argument in arguments:
         name = argument[2:].split("=", 1)[0].replace("-", "_")
         if argument.startswith("--") and name.removeprefix("no_") not in (*known, "config", "help"):
-            raise UserError(f"unknown option {argument}{did_you_mean(name, known)}")
-    parser = TrlParser(kinds)  # type: ignore[arg-type]
+            raise UserError(f"unknown option {shorten(argument)}{did_you_mean(name, known)}")
+    parser = _Parser(kinds)  # type: ignore[arg-type]
+    parser.set_defaults_with_config(**values)
     try:
-        return parser.parse_args_and_config(args=arguments)
+        *configs, rest = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
     except (ValueError, TypeError) as error:
         raise UserError(str(error)) from error
+    if rest:
+        raise UserError(f"{shorten(rest[0])}: not an option; settings are given as `--key value`")
+    return tuple(configs)
 
 
-def _check_yaml(path: Path | None, known: dict[str, Any]) -> None:
-    for key, value in read_yaml(path).items():
-        if key == "env":
-            continue
+def _read_settings(path: str | None, known: dict[str, Any]) -> dict[str, Any]:
+    """The values of the known keys, each in its type. The key `env` sets environment variables."""
+    content = read_yaml(path)
+    environment = content.pop("env", {})
+    if not isinstance(environment, dict):
+        raise UserError(f"{path}: `env` has to be a mapping of environment variables, got {shorten(environment)}")
+    for key, value in content.items():
         if key not in known:
-            raise UserError(f"{path}: unknown key `{key}`{did_you_mean(str(key), known)}")
+            raise UserError(f"{path}: unknown key `{shorten(key)}`{did_you_mean(str(key), known)}")
         if not _fits(value, known[key]):
-            raise UserError(f"{path}: `{key}: {value}` is not of type {_type_name(known[key])}")
+            raise UserError(f"{path}: `{key}: {shorten(value)}` is not of type {_type_name(known[key])}")
+    for key, value in environment.items():
+        try:
+            os.environ[str(key)] = str(value)
+        except (ValueError, OSError) as error:
+            raise UserError(f"{path}: `env`: {shorten(key)} cannot be set: {error}") from error
+    return {key: _in_type(value, known[key]) for key, value in content.items()}
+
+
+def _in_type(value: Any, hint: Any) -> Any:
+    """A value that fits as a value of the type: numbers may stand as text, whole numbers as floats."""
+    options = get_args(hint) or (hint,)
+    if get_origin(hint) is list:
+        return [_in_type(v, options[0]) for v in value]
+    if value is None or get_origin(hint) is Literal or str in options or bool in options:
+        return value
+    if float in options:
+        return float(value)
+    if int in options:
+        return int(value) if isinstance(value, int) or str(value).isdecimal() else int(float(value))
+    return value
 
 
 def _fits(value: Any, hint: Any) -> bool:
     """Whether a YAML value can stand for the annotated type. YAML reads 1e-6 as text, so text that is a number fits."""
     options = get_args(hint)
     if get_origin(hint) is Literal:
-        return value in options
+        return isinstance(value, str | int) and value in options
     if get_origin(hint) is list:
         return isinstance(value, list) and all(_fits(v, options[0]) for v in value)
     if get_origin(hint) is dict or hint is dict:
@@ -125,7 +177,7 @@ def _fits(value: Any, hint: Any) -> bool:
     if hint in (int, float):
         try:
             number = float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             return False
         return not isinstance(value, bool) and (hint is float or number.is_integer())
     if hint is type(None):

@@ -19,6 +19,7 @@ from typing import Any
 
 from alignment.console import RunConsole
 from alignment.environment import describe_environment
+from alignment.errors import UserError
 
 RESERVED = ("step", "time", "kind")
 NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
@@ -138,9 +139,11 @@ class RunLog:
 
 def read_metrics(path: Path, kind: str | None = None) -> list[dict[str, Any]]:
     """The lines of a metrics.jsonl in file order, of one kind ("train" or "eval") or of both. A torn last line, as a
-    killed process leaves it, is left out. Raises ValueError for any other line that is not JSON."""
+    killed process leaves it, is left out. Raises ValueError for any other line that is none of metrics."""
     lines = read_json_lines(Path(path))
-    for line in lines:
+    for number, line in enumerate(lines, 1):
+        if not (isinstance(line.get("step"), int) and _is_time(line.get("time")) and isinstance(line.get("kind"), str)):
+            raise ValueError(f"{path}, line {number}: a line of metrics has a step, a time in unix seconds and a kind")
         for name, value in line.items():
             if isinstance(value, str) and name not in RESERVED:
                 line[name] = NON_FINITE.get(value, value)
@@ -155,12 +158,19 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     objects: list[dict[str, Any]] = []
     for number, text in enumerate(texts, 1):
         try:
-            objects.append(json.loads(text))
-        except ValueError as error:
+            value = json.loads(text)
+        except (ValueError, RecursionError) as error:
             if number == len(texts):
                 break
             raise ValueError(f"{path}, line {number}: not JSON ({error}); move the file away to go on") from None
+        if not isinstance(value, dict):
+            raise ValueError(f"{path}, line {number}: not a JSON object; move the file away to go on")
+        objects.append(value)
     return objects
+
+
+def _is_time(value: Any) -> bool:
+    return isinstance(value, int | float) and 0 <= value < 1e11
 
 
 def _values_of(line: dict[str, Any]) -> dict[str, float]:
@@ -173,7 +183,10 @@ def _start_log(path: Path, resume_step: int | None) -> None:
     if resume_step is None:
         os.replace(path, path.with_suffix(".previous.jsonl"))
         return
-    kept = (line for line in read_json_lines(path) if line["step"] <= resume_step)
+    try:
+        kept = [line for line in read_json_lines(path) if line.get("step", 0) <= resume_step]
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path} is damaged, so the run cannot go on with it: {error}. Move it away") from error
     replace_file(path, "".join(map(_to_json, kept)))
 
 

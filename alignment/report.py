@@ -104,7 +104,7 @@ def _section(stage: ReportStage, index: int) -> dict[str, Any]:
     samples_path = run_dir / "samples.jsonl"
     records = read_json_lines(samples_path) if samples_path.exists() else []
     charts, remarks = plan_charts(series_from_metrics(lines))
-    settings = _read_json(run_dir / "config.json") or {}
+    settings = read_object(run_dir / "config.json") or {}
     return {
         "id": f"stage-{index + 1}",
         "name": stage.name,
@@ -167,18 +167,22 @@ def _environment(stages: list[ReportStage]) -> list[tuple[str, str]]:
     """The facts of all stages; where stages differ, every value."""
     merged: dict[str, dict[str, None]] = {}
     for stage in stages:
-        for name, value in (_read_json(Path(stage.run_dir) / "environment.json") or {}).items():
+        for name, value in (read_object(Path(stage.run_dir) / "environment.json") or {}).items():
             merged.setdefault(name, {})[str(value)] = None
     return [(name, "; ".join(values)) for name, values in merged.items()]
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
+def read_object(path: Path) -> dict[str, Any] | None:
+    """A JSON file with one object; None when there is no such file. Raises ValueError for anything else."""
     if not path.exists():
         return None
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not JSON ({error}); repair or remove the file") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: not a JSON object; repair or remove the file")
+    return content
 
 
 def _flatten(value: Any, name: str = "") -> Iterable[tuple[str, str]]:

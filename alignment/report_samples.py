@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -30,10 +29,13 @@ class SampleView:
 
 
 def select_samples(records: list[dict[str, Any]]) -> list[SampleView]:
-    """The latest step, the best, the worst, and an even choice of the rest; newest first, at most MAX_SAMPLES."""
+    """The latest step, the best, the worst, and an even choice of the rest; newest first, at most MAX_SAMPLES. Raises
+    ValueError for a record without a step."""
     if not records:
         return []
     rewards = [_finite(record.get("reward")) for record in records]
+    if odd := next((n for n, record in enumerate(records, 1) if not isinstance(record.get("step"), int)), None):
+        raise ValueError(f"samples.jsonl, line {odd}: a sample has a step")
     newest = max(record["step"] for record in records)
     scored = sorted((i for i, reward in enumerate(rewards) if reward is not None), key=lambda i: (rewards[i], -i))
     views: dict[int, list[str]] = {}
@@ -66,8 +68,8 @@ def _view(
     if reward is not None and low is not None and high is not None:
         share = 100.0 if high == low else round(100 * (reward - low) / (high - low), 1)
     prompt, completion = text_of(record.get("prompt", "")), text_of(record.get("completion", ""))
-    terms = [(name, _number(value)) for name, value in (record.get("reward_terms") or {}).items()]
-    verdicts = record.get("verdicts") or ({"verdict": record["verdict"]} if record.get("verdict") else {})
+    terms = [(name, _number(value)) for name, value in _mapping(record.get("reward_terms")).items()]
+    verdicts = _mapping(record.get("verdicts")) or ({"verdict": record["verdict"]} if record.get("verdict") else {})
     facts = [(name, str(value)) for name, value in verdicts.items()]
     if record.get("finish_reason"):
         facts.append(("finish", str(record["finish_reason"])))
@@ -81,13 +83,17 @@ def text_of(value: Any) -> str:
     """A string as it is; a list of messages as "role: content" blocks."""
     if isinstance(value, str):
         return value
+    if not isinstance(value, list) or not all(isinstance(message, dict) for message in value):
+        return str(value)
     return "\n".join(f"{message.get('role', '')}: {message.get('content', '')}" for message in value)
 
 
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
 def _finite(value: Any) -> float | None:
-    if isinstance(value, str) or value is None or not math.isfinite(value):
-        return None
-    return float(value)
+    return float(value) if isinstance(value, int | float) and abs(value) < 1e300 else None
 
 
 def _number(value: Any) -> str:

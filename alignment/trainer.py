@@ -21,19 +21,22 @@ from typing import Any, Protocol
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, set_seed
+from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from alignment.checkpoint import (
+    check_folder,
     newest_checkpoint,
     random_states,
     restore_random_states,
     save_checkpoint,
     set_aside_newer,
+    writing_problem,
 )
 from alignment.config import TrainConfig
 from alignment.distributed import MetricSums, all_max, all_sum, barrier, rank
-from alignment.errors import UserError
+from alignment.errors import UserError, shorten
 from alignment.metrics import RunLog
 from alignment.models.load import copy_weights
 from alignment.models.router import balances
@@ -58,7 +61,9 @@ def make_accelerator(config: TrainConfig, some_parameters_rest: bool = False) ->
     """One accelerator per process; on a machine without CUDA it stays on the CPU. `some_parameters_rest`: in some
     steps a part of the model takes no part in the loss. FSDP2 and ZeRO are the trainer's to apply (alignment.sharding).
 
-    Raises UserError when the processes are not what the launcher was asked for."""
+    Raises UserError when the processes are not what the launcher was asked for and when output_dir cannot be
+    written."""
+    check_folder(config.output_dir)
     set_seed(config.seed)
     launch = read_launch()
     accelerator = Accelerator(
@@ -322,8 +327,12 @@ class Trainer:
             self.tokenizer.save_pretrained(aside)
             shutil.rmtree(path, ignore_errors=True)
             aside.rename(path)
-        except OSError as error:
-            raise UserError(f"the model could not be written to {path}: {error.strerror or error}") from error
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise UserError(
+                f"the model could not be written to {path}: {writing_problem(error, path.parent)}. Free space or "
+                "choose another output_dir, then start the same command again: it goes on from the newest checkpoint."
+            ) from error
 
     def _resume(self, path: Path | None) -> bool:
         """Everything but the weights, which were read before they were sharded."""
@@ -352,7 +361,9 @@ class Trainer:
         if self.config.resume != "auto":
             path = Path(self.config.resume)
             if not (path / "trainer.json").is_file():
-                raise UserError(f"resume: {path} is not a checkpoint; give a folder …/checkpoints/step-XXXXXXXX")
+                raise UserError(
+                    f"resume: {shorten(path)} is not a checkpoint; give a folder …/checkpoints/step-XXXXXXXX"
+                )
             return path
         return newest_checkpoint(self.folder / "checkpoints", say)
 

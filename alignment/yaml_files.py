@@ -18,8 +18,8 @@ def read_yaml(path: str | Path | None, what: str = "--config") -> dict[str, Any]
     if path is None or not Path(path).is_file():
         raise UserError(f"{what}: there is no file {path or ''}".rstrip())
     try:
-        content = yaml.safe_load(Path(path).read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError, RecursionError, OSError) as error:  # ValueError: no UTF-8, or no such date
         raise UserError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected `key: value` lines, found {type(content).__name__}")
@@ -27,5 +27,8 @@ def read_yaml(path: str | Path | None, what: str = "--config") -> dict[str, Any]
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    return f"; did you mean `{close[0]}`?" if close else f". Known: {', '.join(sorted(known))}"
+    known = sorted(known)
+    close = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.6)
+    if close:
+        return f"; did you mean `{close[0]}`?"
+    return f". Known: {', '.join(known)}" if len(known) <= 30 else "; --help lists all"

@@ -15,9 +15,9 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
 from alignment.chat.template import stop_token_ids
-from alignment.config import as_dict
+from alignment.config import as_dict, check_values
 from alignment.distributed import failure_elsewhere, gather_objects, rank, tell_failure, world_size
-from alignment.errors import UserError
+from alignment.errors import UserError, as_line
 from alignment.evaluate import pass_rate
 from alignment.types import Engine, Prompt, Rollout, Sampling
 
@@ -33,6 +33,24 @@ class SamplingFields(Protocol):
     top_k: int
     min_p: float
     stop: list[str]
+
+
+class SamplingRecipe(SamplingFields, Protocol):
+    """Also how many prompts and rows are sampled at a time."""
+
+    max_rows: int
+    max_prompt_length: int
+    max_rows_in_flight: int
+
+
+def check_sampling(recipe: SamplingRecipe) -> None:
+    """Raises UserError for a value out of its range."""
+    check_values(recipe, "1 or more", "max_tokens", "max_prompt_length", "max_rows_in_flight")
+    check_values(recipe, "0 or more", "temperature", "top_k", "max_rows")
+    check_values(recipe, "above 0, at most 1", "top_p")
+    check_values(recipe, "between 0 and 1", "min_p")
+    if "" in recipe.stop:
+        raise UserError("stop: an empty text would end every completion at once; leave it out")
 
 
 def make_sampling(
@@ -60,11 +78,11 @@ def run(main: Callable[[], Any]) -> None:
     disable_progress_bar()  # of loading and saving weights: runs have a progress bar of their own
     try:
         main()
-    except UserError as error:
-        tell_failure(str(error))
+    except (UserError, OSError) as error:  # an OSError that nobody has put into words: a full disk, missing rights
+        tell_failure(as_line(error))
         if "--debug" in sys.argv:
             raise
-        print(f"error{_of_rank()}: {error}", file=sys.stderr, flush=True)
+        print(f"error{_of_rank()}: {as_line(error)}", file=sys.stderr, flush=True)
         raise SystemExit(2) from None
     except Exception as error:
         if isinstance(error, RuntimeError) and (elsewhere := failure_elsewhere()) is not None:

@@ -18,12 +18,12 @@ from trl import ModelConfig
 import recipes  # noqa: F401  refuses to start when a foreign package shadows ours
 from alignment.algorithms.distill import Distill, DistillConfig, OffPolicy, OnPolicy
 from alignment.algorithms.teachers import DEFAULT, StoredTargets, Teachers
-from alignment.config import TrainConfig, parse
+from alignment.config import TrainConfig, check_values, parse
 from alignment.data.curriculum import fingerprint
 from alignment.data.load import load_rows
 from alignment.data.prompts import build_prompts
 from alignment.data.sft_rows import encode_sft_rows
-from alignment.errors import UserError
+from alignment.errors import UserError, about
 from alignment.models.load import load_policy
 from alignment.models.student import Student
 from alignment.models.teacher import Teacher, load_teacher, vocabulary_of
@@ -69,8 +69,10 @@ class DistillRecipe(RolloutRecipe):
             raise UserError("dataset (prompts) and off_policy_dataset (rows with responses) are both missing")
         if self.eval_dataset and not self.rewards and not self.eval_reward:
             raise UserError("eval_reward is missing: what held-out responses are judged by, for instance verifier:math")
-        if self.max_length < 2 or self.epochs <= 0:
-            raise UserError("max_length and epochs have to be positive (max_length at least 2)")
+        self.check()
+        check_values(self, "2 or more", "max_length")
+        check_values(self, "above 0", "teacher_timeout_s")
+        check_values(self, "1 or more", "teacher_connections")
         self.teachers_by_task()
         self.specs()
 
@@ -142,7 +144,8 @@ def load_off_policy(
     if not recipe.off_policy_dataset:
         raise UserError(f"off_policy_dataset is missing: on_policy_share {config.on_policy_share} leaves room for rows")
     rows = load_rows(recipe.off_policy_dataset, recipe.off_policy_split or None, recipe.max_rows or None)
-    trees, report = encode_sft_rows(rows, tokenizer, recipe.max_length, recipe.overflow)
+    with about(recipe.off_policy_dataset):
+        trees, report = encode_sft_rows(rows, tokenizer, recipe.max_length, recipe.overflow)
     say(report.summary())
     tasks = [rows[i].get(TASK) for i in report.kept_rows_K]
     if teachers is None or not config.soft_coef:

@@ -17,12 +17,12 @@ from trl import ModelConfig
 import recipes  # noqa: F401  refuses to start when a foreign package shadows ours
 from alignment.algorithms.dpo import Dpo, DpoConfig, check_pairs, heldout_pairs
 from alignment.algorithms.reference import Reference, precompute
-from alignment.config import TrainConfig, parse
+from alignment.config import TrainConfig, check_values, parse
 from alignment.data.curriculum import fingerprint
 from alignment.data.load import load_rows
 from alignment.data.preference_rows import PreferenceReport, encode_preference_rows
 from alignment.distributed import rank, world_size
-from alignment.errors import UserError
+from alignment.errors import UserError, about
 from alignment.models import Policy
 from alignment.models.load import load_policy, switch_dropout_off
 from alignment.optim.online_merging import OnlineMergingConfig, make_merging_optimizer
@@ -51,8 +51,10 @@ class DpoRecipe:
     def __post_init__(self):
         if not self.dataset:
             raise UserError("dataset is missing: a local file, a folder or a hub name")
-        if self.batch_size < 1 or self.max_length < 2 or self.epochs <= 0:
-            raise UserError("batch_size, max_length and epochs have to be positive (max_length at least 2)")
+        check_values(self, "1 or more", "batch_size")
+        check_values(self, "2 or more", "max_length")
+        check_values(self, "above 0", "epochs")
+        check_values(self, "0 or more", "max_rows")
 
 
 KINDS = (DpoRecipe, DpoConfig, OnlineMergingConfig, TrainConfig, ModelConfig)
@@ -62,7 +64,8 @@ def load_pairs(
     recipe: DpoRecipe, tokenizer: PreTrainedTokenizerBase, source: str, split: str, say: Callable[[str], None]
 ) -> tuple[list[Tree], PreferenceReport]:
     rows = load_rows(source, split or None, recipe.max_rows or None)
-    trees, report = encode_preference_rows(rows, tokenizer, recipe.max_length, recipe.overflow)
+    with about(source):
+        trees, report = encode_preference_rows(rows, tokenizer, recipe.max_length, recipe.overflow)
     say(f"{source}: {report.summary()}")
     check_pairs(trees, scored=False)
     return trees, report

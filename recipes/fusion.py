@@ -22,12 +22,12 @@ import recipes  # noqa: F401  refuses to start when a foreign package shadows ou
 from alignment.chat.messages import check_messages
 from alignment.chat.template import ensure_chat_template
 from alignment.chat.thinking import last_flag
-from alignment.config import parse
+from alignment.config import check_values, parse
 from alignment.data.fusion import FusionConfig, fuse, non_thinking_rows, thinking_rows
 from alignment.data.fusion_report import fusion_report
 from alignment.data.load import load_rows
 from alignment.data.mode_tests import mode_tests
-from alignment.errors import UserError
+from alignment.errors import UserError, about
 from alignment.metrics import replace_file
 from alignment.models.load import load_tokenizer
 from recipes.common import run
@@ -49,6 +49,8 @@ class FusionRecipe:
         for name in ("model_name_or_path", "thinking", "non_thinking", "output"):
             if not getattr(self, name):
                 raise UserError(f"{name} is missing")
+        check_values(self, "1 or more", "per_prompt")
+        check_values(self, "a finite number", "pass_score")
         if self.mode_tests and not self.mode_questions:
             raise UserError("mode_questions is missing: held-out rows with `prompt`, `question` or `messages`")
 
@@ -85,9 +87,13 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     counts: Counter[str] = Counter()
     thinking, non_thinking = [], []
     for source in recipe.thinking:
-        thinking += thinking_rows(load_rows(source), counts, recipe.pass_score, recipe.per_prompt)
+        rows = load_rows(source)
+        with about(source):
+            thinking += thinking_rows(rows, counts, recipe.pass_score, recipe.per_prompt)
     for source in recipe.non_thinking:
-        non_thinking += non_thinking_rows(load_rows(source), counts)
+        rows = load_rows(source)
+        with about(source):
+            non_thinking += non_thinking_rows(rows, counts)
     print(", ".join(f"{name} {count:,}" for name, count in counts.items()), flush=True)
     mixture = fuse(thinking, non_thinking, config)
     report = fusion_report(mixture, tokenizer)

@@ -20,7 +20,7 @@ from accelerate import PartialState
 from trl import ModelConfig
 
 import recipes  # noqa: F401  refuses to start when a foreign package shadows ours
-from alignment.config import parse
+from alignment.config import check_values, parse
 from alignment.data.curriculum import fingerprint
 from alignment.data.sampled import ByVerdict, Response, accepted_rows, pair_rows, sort_responses
 from alignment.distributed import gather_objects, rank, world_size
@@ -29,7 +29,7 @@ from alignment.metrics import replace_file
 from alignment.models.load import load_policy
 from alignment.rollout import TransformersEngine
 from alignment.types import Engine, Prompt, Rollout, Sampling
-from recipes.common import Score, make_sampling, run, weights_fingerprint
+from recipes.common import Score, check_sampling, make_sampling, run, weights_fingerprint
 from recipes.responses import Record, ResponseFile
 from recipes.rollouts import Modes, RolloutRecipe, load_prompts, make_score
 from rewards.specs import RewardEntry
@@ -68,9 +68,11 @@ class GenerateRecipe:
     def __post_init__(self):
         if not self.responses:
             raise UserError("responses is missing: the JSONL file that the responses go to")
-        for name in ("samples", "per_prompt"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}: {getattr(self, name)} is not valid, it has to be 1 or more")
+        check_sampling(self)
+        check_values(self, "1 or more", "samples", "per_prompt")
+        check_values(self, "above 0", "reward_timeout_s")
+        check_values(self, "between 0 and 4294967295", "seed")
+        check_values(self, "a finite number", "pass_score")
         self.rollouts()
 
     def rollouts(self) -> RolloutRecipe:

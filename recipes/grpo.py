@@ -15,7 +15,7 @@ from trl import ModelConfig
 
 import recipes  # noqa: F401  refuses to start when a foreign package shadows ours
 from alignment.algorithms.grpo import Grpo, GrpoConfig
-from alignment.config import TrainConfig, parse
+from alignment.config import TrainConfig, check_values, parse
 from alignment.data.curriculum import Curriculum, PromptScore, ScoreFile, fingerprint
 from alignment.distributed import gather_objects, rank, world_size
 from alignment.errors import UserError
@@ -37,8 +37,9 @@ class GrpoRecipe(RolloutRecipe):
 
     def __post_init__(self):
         super().__post_init__()
-        if len(self.pass_rate_band) != 2:
-            raise UserError("pass_rate_band: give two numbers, the lowest and the highest pass rate")
+        check_values(self, "1 or more", "curriculum_samples")
+        if len(self.pass_rate_band) != 2 or not 0 <= self.pass_rate_band[0] <= self.pass_rate_band[1] <= 1:
+            raise UserError(f"pass_rate_band: {self.pass_rate_band} is not valid, give the lowest and the highest rate")
 
 
 KINDS = (GrpoRecipe, GrpoConfig, OnlineMergingConfig, TrainConfig, ModelConfig)

@@ -15,9 +15,10 @@ from trl import ModelConfig
 
 import recipes  # noqa: F401  refuses to start when a foreign package shadows ours
 from alignment.algorithms.ppo import Ppo, PpoConfig
-from alignment.config import TrainConfig, parse
+from alignment.config import TrainConfig, check_values, parse
 from alignment.data.load import load_rows
 from alignment.data.sft_rows import encode_sft_rows
+from alignment.errors import about
 from alignment.models import Policy, ScalarModel
 from alignment.models.actor_critic import ActorCritic
 from alignment.models.load import load_policy, switch_dropout_off
@@ -39,6 +40,9 @@ class PpoRecipe:
     ptx_split: str = ""
     ptx_max_length: int = 1024
 
+    def __post_init__(self):
+        check_values(self, "2 or more", "ptx_max_length")
+
 
 KINDS = (RolloutRecipe, PpoRecipe, PpoConfig, OnlineMergingConfig, TrainConfig, ModelConfig)
 
@@ -54,7 +58,8 @@ def load_pretraining(recipe: PpoRecipe, tokenizer: PreTrainedTokenizerBase) -> l
     if not recipe.ptx_dataset:
         return []
     rows = load_rows(recipe.ptx_dataset, recipe.ptx_split or None)
-    trees, report = encode_sft_rows([{"text": row.get("text")} for row in rows], tokenizer, recipe.ptx_max_length)
+    with about(recipe.ptx_dataset):
+        trees, report = encode_sft_rows([{"text": row.get("text")} for row in rows], tokenizer, recipe.ptx_max_length)
     print(f"pretraining text: {report.summary()}", flush=True)
     return trees
 

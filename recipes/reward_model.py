@@ -15,12 +15,12 @@ from trl import ModelConfig
 
 import recipes  # noqa: F401  refuses to start when a foreign package shadows ours
 from alignment.algorithms.reward_model import RewardModelConfig, RewardModeling, heldout_rewards
-from alignment.config import TrainConfig, parse
+from alignment.config import TrainConfig, check_values, parse
 from alignment.data.load import load_rows
 from alignment.data.pairs import pairs_from_votes
 from alignment.data.preference_rows import PreferenceReport, encode_preference_rows
 from alignment.data.response_groups import groups_from_responses, is_response_record
-from alignment.errors import UserError
+from alignment.errors import UserError, about
 from alignment.models.load import switch_dropout_off
 from alignment.models.load_scalar import load_scalar
 from alignment.models.reward_scoring import END_TOKEN_KEY, end_token_of
@@ -53,8 +53,10 @@ class RewardModelRecipe:
     def __post_init__(self):
         if not self.dataset:
             raise UserError("dataset is missing: a local file, a folder or a hub name")
-        if self.batch_size < 1 or self.max_length < 2 or self.epochs <= 0:
-            raise UserError("batch_size, max_length and epochs have to be positive (max_length at least 2)")
+        check_values(self, "1 or more", "batch_size", "pairs_per_question", "head_layers")
+        check_values(self, "2 or more", "max_length")
+        check_values(self, "above 0", "epochs")
+        check_values(self, "0 or more", "max_rows")
 
 
 KINDS = (RewardModelRecipe, RewardModelConfig, TrainConfig, ModelConfig)
@@ -65,7 +67,7 @@ def load_comparisons(
 ) -> tuple[list[Tree], PreferenceReport]:
     """Trees of pairs and groups; votes and sampled responses become such rows first."""
     rows = load_rows(source, split or None, recipe.max_rows or None)
-    try:
+    with about(source):
         if "answers" in rows[0]:
             rows, votes = pairs_from_votes(rows, recipe.pairs_per_question, seed)
             say(f"{source}: {votes.summary()}")
@@ -73,8 +75,6 @@ def load_comparisons(
             rows, responses = groups_from_responses(rows)
             say(f"{source}: {responses.summary()}")
         trees, report = encode_preference_rows(rows, tokenizer, recipe.max_length, recipe.overflow, recipe.end_token)
-    except UserError as error:
-        raise UserError(f"{source}: {error}") from error
     say(f"{source}: {report.summary()}")
     return trees, report
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from alignment.config import check_values
 from alignment.data.load import load_rows
 from alignment.data.prompts import build_prompts
 from alignment.errors import UserError
@@ -16,7 +17,7 @@ from alignment.rollout import TransformersEngine
 from alignment.rollout.episodes import EpisodeEngine, EpisodeLimits
 from alignment.trainer import Evaluation
 from alignment.types import Engine, Prompt, Sampling
-from recipes.common import sample_pass_rate
+from recipes.common import check_sampling, sample_pass_rate
 from recipes.tools import Tools
 from rewards import RewardRunner
 from rewards.routing import TASK, Router, check_tasks
@@ -65,9 +66,17 @@ class RolloutRecipe:
     def __post_init__(self):
         if not self.dataset:
             raise UserError("dataset is missing: a local file, a folder or a hub name")
+        self.check()
         if not self.rewards:
             raise UserError("rewards is empty: name at least one, for instance `rewards: [verifier:math]`")
         self.specs()
+
+    def check(self) -> None:
+        """Raises UserError for a value out of its range."""
+        check_sampling(self)
+        check_values(self, "1 or more", "eval_samples", "tool_turns", "tool_output_tokens")
+        check_values(self, "above 0", "epochs", "reward_timeout_s", "tool_call_seconds", "tool_seconds")
+        check_values(self, "0 or more", "thinking_budget")
 
     def specs(self) -> list[RewardSpec]:
         """The rewards with their weights. Raises UserError for malformed ones."""

@@ -13,10 +13,10 @@ from trl import ModelConfig
 
 import recipes  # noqa: F401  refuses to start when a foreign package shadows ours
 from alignment.algorithms.sft import Sft, heldout_loss
-from alignment.config import TrainConfig, parse
+from alignment.config import TrainConfig, check_values, parse
 from alignment.data.load import load_rows
 from alignment.data.sft_rows import encode_sft_rows
-from alignment.errors import UserError
+from alignment.errors import UserError, about
 from alignment.models.load import load_policy
 from alignment.trainer import Evaluation, Trainer, make_accelerator
 from recipes.common import run, write_settings
@@ -41,8 +41,10 @@ class SftRecipe:
     def __post_init__(self):
         if not self.dataset:
             raise UserError("dataset is missing: a local file, a folder or a hub name")
-        if self.batch_size < 1 or self.max_length < 2 or self.epochs <= 0:
-            raise UserError("batch_size, max_length and epochs have to be positive (max_length at least 2)")
+        check_values(self, "1 or more", "batch_size")
+        check_values(self, "2 or more", "max_length")
+        check_values(self, "above 0", "epochs")
+        check_values(self, "0 or more", "max_rows")
 
 
 KINDS = (SftRecipe, TrainConfig, ModelConfig)
@@ -50,7 +52,10 @@ KINDS = (SftRecipe, TrainConfig, ModelConfig)
 
 def load_trees(recipe: SftRecipe, tokenizer, source: str, split: str):
     rows = load_rows(source, split or None, recipe.max_rows or None)
-    return encode_sft_rows(rows, tokenizer, recipe.max_length, recipe.overflow, recipe.train_on, recipe.empty_thinking)
+    with about(source):
+        return encode_sft_rows(
+            rows, tokenizer, recipe.max_length, recipe.overflow, recipe.train_on, recipe.empty_thinking
+        )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -20,7 +20,7 @@ from trl import ModelConfig
 import recipes  # noqa: F401  refuses to start when a foreign package shadows ours
 from alignment.commands.verify.items import Item, Judged
 from alignment.commands.verify.summary import ALL, print_table, summarise, summary_table
-from alignment.config import parse
+from alignment.config import check_values, parse
 from alignment.data.curriculum import fingerprint
 from alignment.data.load import load_rows
 from alignment.data.prompts import build_prompts
@@ -29,7 +29,7 @@ from alignment.models.load import load_policy
 from alignment.rollout import TransformersEngine
 from alignment.types import Prompt, Sampling
 from recipes.budget_curve import check_matplotlib, lengths, read_budgets, responses_path, write_curve
-from recipes.common import make_sampling, run, weights_fingerprint
+from recipes.common import check_sampling, make_sampling, run, weights_fingerprint
 from recipes.responses import Record, ResponseFile, as_record, settings_of
 from rewards.routed_verifier import find_verifier
 from verifiers import Verdict, verify_all
@@ -65,8 +65,9 @@ class VerifyRecipe:
     def __post_init__(self):
         if not self.dataset:
             raise UserError("dataset is missing: a local file, a folder or a hub name")
-        if self.samples < 1:
-            raise UserError(f"samples: {self.samples} is not valid, it has to be 1 or more")
+        check_sampling(self)
+        check_values(self, "1 or more", "samples")
+        check_values(self, "between 0 and 4294967295", "seed")
         if bad := [k for k in self.k if not 1 <= k <= self.samples]:
             raise UserError(f"k: pass@{bad[0]} needs between 1 and `samples` ({self.samples}) responses per prompt")
         read_budgets(self.thinking_budgets)

@@ -124,3 +124,19 @@ def test_a_missing_column_names_the_row_and_the_columns_there_are():
         require_columns([*ROWS, {"question": "q"}], ["question", "answer"], "x.jsonl")
     with pytest.raises(UserError, match="did you mean 'question'"):
         require_columns(ROWS, ["qestion"], "x.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ('{"text": "\\ud800"}', "line 2: '\\\\ud800' is half of a character"),
+        ("[" * 100_000, "line 2: unreadable"),
+        ('{"n": ' + "9" * 5000 + "}", "line 2: unreadable"),
+    ],
+)
+def test_lines_that_json_takes_and_nothing_else_are_named(tmp_path, line, problem):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"text": "\\ud83d\\ude42"}\n' + line + "\n")
+    with pytest.raises(UserError, match=problem):
+        load_rows(str(path))
+    assert load_rows(str(path), limit=1) == [{"text": "🙂"}]

@@ -237,7 +237,7 @@ def test_a_copy_of_a_policy_with_adapters_has_its_own(base):
 def test_unfit_checkpoints_are_refused_with_the_remedy(tmp_path, base):
     with pytest.raises(UserError, match="model_name_or_path is missing"):
         load_scalar(ModelConfig())
-    with pytest.raises(UserError, match="no tokenizer could be loaded from"):
+    with pytest.raises(UserError, match="there is no folder"):
         load(tmp_path / "nowhere")
     with pytest.raises(UserError, match="head_layers: 3 is not valid"):
         load_scalar(ModelConfig(model_name_or_path=base), head_layers=3)

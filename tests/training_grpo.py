@@ -27,7 +27,14 @@ def count_low_tokens(rollouts: list[Rollout]) -> dict[str, float]:
     return {"rewards/low": 0.0}
 
 
-def train_grpo(folder: str, steps: int = 4, save_every: int = 0, policy: Policy | None = None, **settings) -> Policy:
+def train_grpo(
+    folder: str,
+    steps: int = 4,
+    save_every: int = 0,
+    policy: Policy | None = None,
+    score=count_low_tokens,
+    **settings,
+) -> Policy:
     config = TrainConfig(output_dir=folder, learning_rate=3e-3, max_tokens_per_micro_batch=80, save_every=save_every)
     accelerator = make_accelerator(config)
     policy = policy or Policy(tiny_model("qwen3"))
@@ -37,7 +44,7 @@ def train_grpo(folder: str, steps: int = 4, save_every: int = 0, policy: Policy 
         policy,
         TransformersEngine(policy.model, tiny_tokenizer(), max_rows=6),
         prompts,
-        count_low_tokens,
+        score,
         Curriculum([p.id for p in prompts], "variance", seed=0),
         GrpoConfig(**{"prompts_per_step": 3, "group_size": 4, "resample_prompts": 1, **settings}),
         Sampling(max_tokens=9, seed=2, top_k=50, stop_token_ids=tuple(range(60))),

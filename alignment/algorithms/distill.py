@@ -16,10 +16,17 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import torch
 
-from alignment.algorithms.rollouts import add_reward_metrics, rollout_stats, sample_records
+from alignment.algorithms.rollouts import (
+    add_reward_metrics,
+    prompts_fingerprint,
+    refuse_other_prompts,
+    rollout_stats,
+    sample_records,
+)
 from alignment.algorithms.sft import sft_loss
 from alignment.algorithms.teachers import Teachers, bare
-from alignment.data.curriculum import Curriculum, fingerprint
+from alignment.config import check_values
+from alignment.data.curriculum import Curriculum
 from alignment.data.epochs import Epochs
 from alignment.distributed import rank, world_size
 from alignment.errors import UserError
@@ -48,16 +55,10 @@ class DistillConfig:
     hard_coef: float = 0.0  # on rows, of -log q of the response
 
     def __post_init__(self):
-        for name in ("batch_size", "group_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}: {getattr(self, name)} is not valid, it has to be 1 or more")
-        for name in ("soft_coef", "hard_coef", "teacher_top_k"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{name}: {getattr(self, name)} is not valid, it has to be 0 or more")
-        if not 0 <= self.on_policy_share <= 1:
-            raise UserError(f"on_policy_share: {self.on_policy_share} is not valid, it has to be 0 to 1")
-        if self.divergence_temperature <= 0:
-            raise UserError(f"divergence_temperature: {self.divergence_temperature} is not valid, it has to be above 0")
+        check_values(self, "1 or more", "batch_size", "group_size")
+        check_values(self, "0 or more", "soft_coef", "hard_coef", "teacher_top_k")
+        check_values(self, "between 0 and 1", "on_policy_share")
+        check_values(self, "above 0", "divergence_temperature")
         if self.divergence == "jsd" and not 0 < self.jsd_beta < 1:
             raise UserError(f"jsd_beta: {self.jsd_beta} is not valid, it has to be between 0 and 1")
         if self.samples_per_step % self.group_size:
@@ -147,6 +148,7 @@ class Distill:
                 raise UserError(
                     f"batch_size: a step needs {config.prompts_per_step} prompts, there are {len(on_policy.prompts)}"
                 )
+            self.fingerprint = prompts_fingerprint(on_policy.prompts)
             self.order = Curriculum([p.id for p in on_policy.prompts], "random", seed)
         self.reads_policy = self.order is not None
 
@@ -246,7 +248,7 @@ class Distill:
         if self.rows is not None:
             state["rows"] = self.rows.state_dict()
         if self.order is not None:
-            state |= {"order": self.order.state_dict(), "prompts": fingerprint(self.order.ids)}
+            state |= {"order": self.order.state_dict(), "prompts": self.fingerprint}
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -259,11 +261,7 @@ class Distill:
         if self.rows is not None:
             self.rows.load_state_dict(state["rows"])
         if self.order is not None:
-            if state["prompts"] != now["prompts"]:
-                raise UserError(
-                    f"the prompts changed since the checkpoint (fingerprint {state['prompts']} then, {now['prompts']} "
-                    "now): restore them, or start a new run with another output_dir"
-                )
+            refuse_other_prompts(state["prompts"], self.fingerprint)
             self.order.load_state_dict(state["order"])
 
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 
 from alignment.algorithms.reference import REFERENCE, branch_sums, branches_of
+from alignment.config import check_values
 from alignment.data.epochs import Epochs
 from alignment.distributed import MetricSums, rank, world_size
 from alignment.errors import UserError
@@ -45,10 +46,8 @@ class DpoConfig:
     nll_coef: float = 0.0  # of -log p per token of the chosen branch
 
     def __post_init__(self):
-        if self.beta <= 0:
-            raise UserError(f"beta: {self.beta} is not valid, it has to be above 0")
-        if self.nll_coef < 0:
-            raise UserError(f"nll_coef: {self.nll_coef} is not valid, it has to be 0 or more")
+        check_values(self, "above 0", "beta")
+        check_values(self, "0 or more", "nll_coef")
         if not 0 <= self.label_smoothing < 0.5:
             raise UserError(f"label_smoothing: {self.label_smoothing} is not valid, it has to be 0 or more, below 0.5")
         if (self.label_smoothing > 0) != (self.loss == "cdpo"):

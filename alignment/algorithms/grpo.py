@@ -28,6 +28,7 @@ from alignment.algorithms.rollouts import (
     split_over_ranks,
     surrogate_stats,
 )
+from alignment.config import check_values
 from alignment.data.curriculum import Curriculum, PromptScore
 from alignment.distributed import gather_objects, rank, world_size
 from alignment.errors import UserError
@@ -77,9 +78,10 @@ class GrpoConfig:
     entropy_coef_step: float = 0.0  # by which the coefficient moves after a step outside the band
 
     def __post_init__(self):
-        for name in ("prompts_per_step", "mini_batches", "episode_epochs"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}: {getattr(self, name)} is not valid, it has to be 1 or more")
+        check_values(self, "1 or more", "prompts_per_step", "mini_batches", "episode_epochs")
+        non_negative = ("clip_eps", "clip_eps_high", "beta", "resample_prompts", "entropy_coef", "entropy_coef_step")
+        check_values(self, "0 or more", *non_negative)
+        check_values(self, "above 0", "importance_cap")
         if self.group_size < 2:
             raise UserError(f"group_size: {self.group_size} is not valid, a group needs 2 samples or more")
         if self.mini_batches > self.prompts_per_step:
@@ -109,6 +111,7 @@ class Grpo:
     ):
         check_prompts(prompts, config.prompts_per_step, sampling)
         self.policy, self.engine, self.prompts, self.score = policy, engine, list(prompts), score
+        self.fingerprint = prompts_fingerprint(prompts)
         self.curriculum, self.config, self.sampling, self.reference = curriculum, config, sampling, reference
         self.max_tokens = max_tokens
         self.on_policy = config.mini_batches * config.episode_epochs == 1
@@ -243,10 +246,10 @@ class Grpo:
         self.entropy.observe(metrics)
 
     def state_dict(self) -> dict[str, Any]:
-        prompts = prompts_fingerprint(self.prompts)
-        return {"curriculum": self.curriculum.state_dict(), "entropy_coef": self.entropy.coef, "prompts": prompts}
+        state = {"curriculum": self.curriculum.state_dict(), "entropy_coef": self.entropy.coef}
+        return {**state, "prompts": self.fingerprint}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        refuse_other_prompts(state["prompts"], self.prompts)
+        refuse_other_prompts(state["prompts"], self.fingerprint)
         self.curriculum.load_state_dict(state["curriculum"])
         self.entropy.coef = state["entropy_coef"]

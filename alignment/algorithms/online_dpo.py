@@ -24,6 +24,7 @@ from alignment.algorithms.rollouts import (
     rollout_stats,
     sample_records,
 )
+from alignment.config import check_values
 from alignment.data.curriculum import Curriculum
 from alignment.distributed import rank, world_size
 from alignment.errors import UserError
@@ -41,8 +42,7 @@ class OnlineDpoConfig:
     group_size: int = 8
 
     def __post_init__(self):
-        if self.prompts_per_step < 1:
-            raise UserError(f"prompts_per_step: {self.prompts_per_step} is not valid, it has to be 1 or more")
+        check_values(self, "1 or more", "prompts_per_step")
         if self.group_size < 2:
             raise UserError(f"group_size: {self.group_size} is not valid, a pair needs 2 samples or more")
 
@@ -65,6 +65,7 @@ class OnlineDpo:
     ):
         check_prompts(prompts, config.prompts_per_step, sampling)
         self.policy, self.engine, self.prompts, self.score = policy, engine, list(prompts), score
+        self.fingerprint = prompts_fingerprint(prompts)
         self.config, self.dpo, self.sampling, self.reference = config, dpo, sampling, reference
         self.order = Curriculum([p.id for p in prompts], "random", seed)
 
@@ -89,10 +90,10 @@ class OnlineDpo:
         self.engine.load_weights(self.policy, step)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"order": self.order.state_dict(), "prompts": prompts_fingerprint(self.prompts)}
+        return {"order": self.order.state_dict(), "prompts": self.fingerprint}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        refuse_other_prompts(state["prompts"], self.prompts)
+        refuse_other_prompts(state["prompts"], self.fingerprint)
         self.order.load_state_dict(state["order"])
 
 

@@ -28,6 +28,8 @@ from alignment.algorithms.rollouts import (
     split_over_ranks,
     surrogate_stats,
 )
+from alignment.config import check_values
+from alignment.data.epochs import refuse_other_rows
 from alignment.distributed import all_sum, rank, world_size
 from alignment.errors import UserError
 from alignment.losses.advantages import gae
@@ -70,12 +72,13 @@ class PpoConfig:
     ptx_ratio: float = 1.0  # its tokens per completion token
 
     def __post_init__(self):
-        for name in ("prompts_per_step", "group_size", "mini_batches", "episode_epochs", "kl_horizon"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}: {getattr(self, name)} is not valid, it has to be 1 or more")
-        for name in ("value_warmup_steps", "value_warmup_prompts", "value_clip", "kl_coef", "kl_target", "ptx_coef"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{name}: {getattr(self, name)} is not valid, it has to be 0 or more")
+        check_values(
+            self, "1 or more", "prompts_per_step", "group_size", "mini_batches", "episode_epochs", "kl_horizon"
+        )
+        check_values(self, "0 or more", "value_learning_rate", "value_warmup_steps", "value_warmup_prompts", "clip_eps")
+        check_values(self, "0 or more", "value_clip", "value_coef", "kl_coef", "kl_target", "kl_stop", "ptx_coef")
+        check_values(self, "0 or more", "missing_eos_penalty", "ptx_ratio")
+        check_values(self, "between 0 and 1", "gamma", "lam")
         if self.mini_batches > self.prompts_per_step:
             raise UserError(f"mini_batches: {self.mini_batches} exceeds prompts_per_step ({self.prompts_per_step})")
         if self.importance_cap <= 0:
@@ -104,6 +107,7 @@ class Ppo:
         if config.ptx_coef and not pretraining:
             raise UserError("ptx_coef is set but there is no pretraining text: name one with ptx_dataset")
         self.model, self.engine, self.prompts, self.score = model, engine, list(prompts), score
+        self.fingerprint = prompts_fingerprint(prompts)
         self.config, self.sampling, self.reference, self.max_tokens = config, sampling, reference, max_tokens
         self.pretraining = Pretraining(pretraining, config.ptx_ratio, sampling.seed)
         self.kl = AdaptiveKl(config.kl_coef, config.kl_target, config.kl_horizon)
@@ -290,11 +294,11 @@ class Ppo:
             self.kl.update(metrics["kl/completion"], self.config.prompts_per_step * self.config.group_size)
 
     def state_dict(self) -> dict[str, Any]:
-        prompts = prompts_fingerprint(self.prompts)
         state = {"moments": self.moments.state_dict(), "kl_coef": self.kl.coefficient, "warm_up": self.warm_up}
-        return {"prompts": prompts, **state}
+        return {"prompts": self.fingerprint, "pretraining": self.pretraining.fingerprint, **state}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        refuse_other_prompts(state["prompts"], self.prompts)
+        refuse_other_prompts(state["prompts"], self.fingerprint)
+        refuse_other_rows(state["pretraining"], self.pretraining.fingerprint, "pretraining text")
         self.moments.load_state_dict(state["moments"])
         self.kl.coefficient, self.warm_up = state["kl_coef"], state["warm_up"]

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from alignment.data.epochs import trees_fingerprint
 from alignment.distributed import all_sum, rank, world_size
 from alignment.types import Tree
 
@@ -80,6 +81,7 @@ class Pretraining:
 
     def __init__(self, trees: Sequence[Tree], ratio: float, seed: int):
         self.trees, self.ratio, self.seed = list(trees), ratio, seed
+        self.fingerprint = trees_fingerprint(self.trees)
 
     def take(
         self, place: int, units: float, coefficient: float, columns: Iterable[str], device: torch.device

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from alignment.config import check_values
 from alignment.data.epochs import Epochs
 from alignment.distributed import gather_objects, rank, world_size
 from alignment.errors import UserError
@@ -32,8 +33,7 @@ class RewardModelConfig:
     centre_coef: float = field(default=0.0, metadata={"help": "Weight of (r+ + r-)^2, which keeps rewards near zero."})
 
     def __post_init__(self):
-        if self.centre_coef < 0:
-            raise UserError(f"centre_coef: {self.centre_coef} is not valid, it has to be 0 or more")
+        check_values(self, "0 or more", "centre_coef")
 
 
 class RewardModeling:

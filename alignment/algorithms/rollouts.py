@@ -34,16 +34,16 @@ def check_prompts(prompts: Sequence[Prompt], prompts_per_step: int, sampling: Sa
 
 
 def prompts_fingerprint(prompts: Sequence[Prompt]) -> str:
-    return fingerprint([p.id for p in prompts])
+    """Of their tokens and of whole rows: rewards read other columns than the prompt."""
+    return fingerprint([(p.id, list(map(int, p.token_ids)), dict(p.row)) for p in prompts])
 
 
-def refuse_other_prompts(saved: str, prompts: Sequence[Prompt]) -> None:
-    """Raises UserError when a checkpoint was made with other prompts."""
-    now = prompts_fingerprint(prompts)
+def refuse_other_prompts(saved: str, now: str) -> None:
+    """Raises UserError when a checkpoint was made with other prompts; both are fingerprints."""
     if saved != now:
         raise UserError(
-            f"the prompts changed since the checkpoint (fingerprint {saved} then, {now} now): restore them, or start a "
-            "new run with another output_dir"
+            f"the rows of the prompts changed since the checkpoint (fingerprint {saved} then, {now} now): restore the "
+            "data file, or start a new run with another output_dir"
         )
 
 

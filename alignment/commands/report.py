@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from alignment.errors import UserError
-from alignment.report import find_stages, write_report
+from alignment.report import find_stages, read_object, write_report
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -26,8 +25,7 @@ def main(run_dir: str | Path) -> Path:
     """Writes `<run_dir>/report.html` from the logs there (and summary.json, if present) and returns its path.
     Raises ValueError when run_dir holds no run."""
     run_dir = Path(run_dir)
-    summary_path = run_dir / "summary.json"
-    summary = json.loads(summary_path.read_text(encoding="utf-8")) if summary_path.exists() else None
+    summary = read_object(run_dir / "summary.json")
     path = run_dir / "report.html"
     write_report(path, run_dir.resolve().name, find_stages(run_dir, summary), summary)
     return path

@@ -12,6 +12,9 @@ from alignment.distributed import rank, world_size
 from alignment.errors import UserError
 from alignment.types import Tree
 
+FROM_ROWS = ("weights", "labels", "margins")
+"""The columns that rows bring; others are added by models."""
+
 
 class Epochs:
     """`trees` in seeded random order, anew in each epoch, `batch_size` of them per step over all ranks.
@@ -25,7 +28,7 @@ class Epochs:
             raise UserError("there is no row to train on: the data set is empty or every row was dropped")
         self.trees, self.batch_size, self.seed = list(trees), batch_size, seed
         self.steps_per_epoch = max(1, len(self.trees) // batch_size)
-        self.fingerprint = trees_fingerprint(self.trees)
+        self.fingerprint = trees_fingerprint(self.trees, FROM_ROWS)
 
     def take(self, step: int) -> list[Tree]:
         """This rank's rows of a step."""
@@ -39,20 +42,27 @@ class Epochs:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Raises UserError when the rows are not those of the checkpoint."""
-        if state["data_fingerprint"] != self.fingerprint:
-            raise UserError(
-                f"the training data changed since the checkpoint (fingerprint {state['data_fingerprint']} then, "
-                f"{self.fingerprint} now): restore it, or start a new run with another output_dir"
-            )
+        refuse_other_rows(state["data_fingerprint"], self.fingerprint)
 
 
-def trees_fingerprint(trees: Sequence[Tree]) -> str:
-    """Of tokens and masks."""
+def refuse_other_rows(saved: str, now: str, what: str = "training data") -> None:
+    """Raises UserError when a checkpoint was made with other rows; both are fingerprints."""
+    if saved != now:
+        raise UserError(
+            f"the {what} changed since the checkpoint (fingerprint {saved} then, {now} now): restore the data file, or "
+            "start a new run with another output_dir"
+        )
+
+
+def trees_fingerprint(trees: Sequence[Tree], columns: Sequence[str] = ()) -> str:
+    """Of tokens and masks, and of the columns."""
     digest = hashlib.sha256()
     for tree in trees:
         for segment in tree.segments:
             digest.update(np.asarray(segment.token_ids, np.int32).tobytes())
             digest.update(b"" if segment.scored is None else np.packbits(segment.scored).tobytes())
+            for name in columns:
+                digest.update(np.asarray(segment.columns.get(name, ()), np.float32).tobytes())
         digest.update(b"|")
     return digest.hexdigest()[:16]
 

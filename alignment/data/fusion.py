@@ -50,6 +50,8 @@ class FusionConfig:
                 raise UserError(f"{item.name}: {value} is not valid, it has to be between 0 and 1")
         if self.max_turns < 2:
             raise UserError(f"max_turns: {self.max_turns} is not valid, it has to be 2 or more")
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"seed: {self.seed} is not valid, it has to be between 0 and 4294967295")
 
 
 def thinking_rows(rows: Sequence[Row], counts: Counter[str], pass_score: float = 1.0, per_prompt: int = 1) -> list[Row]:

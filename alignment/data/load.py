@@ -78,16 +78,29 @@ def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
         with opener(path, "rt", encoding="utf-8-sig") as lines:
             for number, line in enumerate(lines, 1):
                 if line.strip():
-                    yield _as_row(json.loads(line), f"{path}, line {number}")
+                    yield _as_row(json.loads(line), f"{path}, line {number}", "\\ud" in line.lower())
     except json.JSONDecodeError as error:
         raise UserError(f"{path}, line {number}: not valid JSON ({error})") from error
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # no UTF-8, numbers of thousands of digits, thousands of brackets
+        raise UserError(
+            f"{path}, line {number + isinstance(error, UnicodeDecodeError)}: unreadable ({error})"
+        ) from error
+    except (OSError, EOFError) as error:
         raise UserError(f"{path}: unreadable behind line {number} ({error})") from error
 
 
-def _as_row(value: Any, place: str) -> dict[str, Any]:
+def _as_row(value: Any, place: str, surrogates: bool) -> dict[str, Any]:
+    """surrogates: whether the text has escapes that may be halves of a character; JSON can hold one, UTF-8 cannot."""
     if not isinstance(value, dict):
         raise UserError(f"{place}: a row must be a JSON object, got {type(value).__name__}")
+    if surrogates:
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            half = ascii(error.object[error.start])
+            raise UserError(
+                f"{place}: {half} is half of a character (a lone surrogate), which is no text: repair or remove it"
+            ) from error
     return value
 
 
@@ -100,9 +113,10 @@ def _read_json(path: Path, limit: int | None) -> list[dict[str, Any]]:
         values = json.loads(text)
     except json.JSONDecodeError as error:
         raise UserError(f"{path}, line {error.lineno}: not valid JSON ({error})") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text ({error})") from error
-    return [_as_row(value, f"{path}, row {number}") for number, value in enumerate(values[:limit], 1)]
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: unreadable ({error})") from error
+    surrogates = "\\ud" in text.lower()
+    return [_as_row(value, f"{path}, row {number}", surrogates) for number, value in enumerate(values[:limit], 1)]
 
 
 def _read_table(path: Path, limit: int | None) -> list[dict[str, Any]]:

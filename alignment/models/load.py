@@ -25,12 +25,23 @@ from alignment.models.policy import Policy
 from alignment.models.rope import RopeConfig
 
 
+def looks_like_a_path(name: str) -> bool:
+    """Whether a name can be no hub name."""
+    return name.startswith((".", "/", "~")) or name.count("/") > 1
+
+
 def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
     """The tokenizer beside the weights. Raises UserError when it is missing or has no end token."""
+    if not name_or_path:
+        raise UserError("model_name_or_path is missing: a hub name or a folder with a transformers checkpoint")
+    if looks_like_a_path(name_or_path) and not Path(name_or_path).is_dir():
+        raise UserError(f"model_name_or_path: there is no folder {name_or_path}")
     try:
         tokenizer = AutoTokenizer.from_pretrained(name_or_path)
     except (OSError, ValueError) as error:
         raise UserError(f"model_name_or_path: no tokenizer could be loaded from {name_or_path}: {error}") from error
+    if not tokenizer("a").input_ids:  # what transformers makes of a folder with weights alone
+        raise UserError(f"model_name_or_path: there is no tokenizer in {name_or_path}: save the model's beside it")
     if tokenizer.eos_token_id is None:
         raise UserError(f"the tokenizer of {name_or_path} has no eos_token: set one in its tokenizer_config.json")
     return tokenizer
@@ -132,9 +143,17 @@ def switch_dropout_off(policy: nn.Module) -> None:
 
 
 def copy_weights(model: PreTrainedModel | PeftModel, path: Path) -> None:
-    """Read a saved checkpoint of the same model (or the same adapters) into `model`, bit for bit."""
-    if isinstance(model, PeftModel):
-        set_peft_model_state_dict(model, load_peft_weights(str(path)))
-        return
-    saved = type(model).from_pretrained(path, config=load_config(str(path)), dtype=model.dtype)
-    model.load_state_dict(saved.state_dict())
+    """Read a saved checkpoint of the same model (or the same adapters) into `model`, bit for bit.
+
+    Raises UserError when it is of another model."""
+    try:
+        if isinstance(model, PeftModel):
+            set_peft_model_state_dict(model, load_peft_weights(str(path)))
+        else:
+            saved = type(model).from_pretrained(path, config=load_config(str(path)), dtype=model.dtype)
+            model.load_state_dict(saved.state_dict())
+    except (RuntimeError, ValueError, KeyError, OSError, UserError) as error:
+        raise UserError(
+            f"{path.parent} is of another model than this run's ({str(error).splitlines()[0]}): set model_name_or_path "
+            "and the adapter's settings as they were, or start a new run with another output_dir"
+        ) from error

@@ -23,7 +23,7 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from alignment.config import TrainConfig
+from alignment.config import TrainConfig, check_values
 from alignment.distributed import rank
 from alignment.errors import UserError
 from alignment.models.trunk import base_of
@@ -73,10 +73,8 @@ class OnlineMergingConfig:
     def __post_init__(self):
         if not 0 <= self.merge_alpha < 1:
             raise UserError(f"merge_alpha: {self.merge_alpha} is not valid, it has to be in [0, 1)")
-        if not 0 < self.merge_keep <= 1:
-            raise UserError(f"merge_keep: {self.merge_keep} is not valid, it has to be in (0, 1]")
-        if self.merge_every < 1:
-            raise UserError(f"merge_every: {self.merge_every} is not valid, it has to be 1 or more")
+        check_values(self, "above 0, at most 1", "merge_keep")
+        check_values(self, "1 or more", "merge_every")
         if self.merge != "none" and self.merge_alpha and not self.merge_base_model:
             raise UserError(
                 "merge_base_model is missing: the pretrained model that the policy was fine-tuned from "
