@@ -167,6 +167,10 @@ def test_the_four_stages_run_one_after_another(tmp_path):
     for stage in content["stages"]:
         if stage.get("config"):
             stage["config"] = str(QWEN3 / stage["config"])
+    # a model of two steps solves nothing: no query is learnable, and stage 1's rows stand for those it would sample
+    overrides = {stage["name"]: stage.get("overrides") for stage in content["stages"]}
+    overrides["2_reasoning_rl_queries"]["pass_rate_band"] = [0.0, 1.0]
+    overrides["3_thinking_fusion_rows"]["thinking"].append("{1_cold_start_rows.rows}")
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     small = {"scale": 0.012, "rl_prompts": 4, "samples": 2, "judge_port": port} | {f"{name}_steps": 2 for name in STEPS}

@@ -24,14 +24,14 @@ VOCABULARY = 1024
 Row = dict[str, Any]
 # Rows at scale 1, the length of docs/qwen3.md.
 SIZES = {
-    "pretrain": 9000,
-    "cold_start": 700,
-    "reasoning": 700,
-    "heldout": 200,
-    "general": 1040,
-    "general_heldout": 208,
-    "non_thinking": 1300,
-    "preferences": 400,
+    "pretrain": 8000,
+    "cold_start": 400,
+    "reasoning": 400,
+    "heldout": 150,
+    "general": 840,
+    "general_heldout": 112,
+    "non_thinking": 900,
+    "preferences": 300,
 }
 LONG_QUESTION = (
     "A farmer has 12 cows and 15 sheep, buys 20 more sheep at the market and gives 7 cows to a friend in the village. "
@@ -76,14 +76,14 @@ def candidates(rows: Sequence[Row], rng: random.Random) -> list[Row]:
 
 def _spoilt(row: Row, good: str, rng: random.Random) -> tuple[str, str]:
     thinking = good.split("</think>")[0].removeprefix("<think>\n").strip()
-    other = str(int(row["answer"]) + rng.randint(1, 9))
+    other = str(int(row["answer"] or 0) + rng.randint(1, 9))
     return rng.choice(
         [
             (format_solution([thinking], other), "stop"),  # a wrong answer
-            (format_solution([thinking] * 12, row["answer"]), "stop"),  # in a loop
-            (format_solution(["I guess."], row["answer"]), "stop"),
-            (format_solution([f"{thinking}", f"0+{other}={other}"], row["answer"]), "stop"),  # thinks otherwise
-            (format_solution([f"然后 {thinking}"], row["answer"]), "stop"),  # in two languages
+            (format_solution([thinking] * 12, str(row["answer"])), "stop"),  # in a loop
+            (format_solution(["I guess."], str(row["answer"])), "stop"),
+            (format_solution([f"{thinking}", f"0+{other}={other}"], str(row["answer"])), "stop"),  # thinks otherwise
+            (format_solution([f"然后 {thinking}"], str(row["answer"])), "stop"),  # in two languages
             (good[: len(good) // 2], "length"),
         ]
     )

@@ -345,5 +345,5 @@ def preference_pairs(n: int, seed: int) -> list[dict[str, Any]]:
 
 
 def problems(n: int, seed: int, split: str = "train", exclude: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """The quickstart's arithmetic of levels 1 to 4."""
-    return make_problems(n, seed, levels=(1, 2, 3, 4), split=split, exclude=exclude)  # type: ignore[arg-type]
+    """The quickstart's arithmetic of levels 1 to 3."""
+    return make_problems(n, seed, levels=(1, 2, 3), split=split, exclude=exclude)  # type: ignore[arg-type]
