@@ -215,7 +215,7 @@ def sorting(rng):
 @_task
 def translation(rng):
     names = {"red": "rot", "blue": "blau", "green": "grün", "white": "weiß", "black": "schwarz", "grey": "grau"}
-    a, b = _different(rng, names, 2)
+    a, b = _different(rng, list(names), 2)
     answer = f"{names[a]} und {names[b]}"
     return f"Into German: {a} and {b}", answer, {"answer": answer}
 
