@@ -20,6 +20,18 @@ def about(source: str) -> Iterator[None]:
         raise UserError(f"{source}: {error}") from error
 
 
+@contextmanager
+def explained(what: str) -> Iterator[None]:
+    """Around a call into a library that reads a user's files or settings and may raise anything: its error as one of
+    the user's, with `what` in front."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{what}: {str(error) or type(error).__name__}") from error
+
+
 def shorten(value: object, length: int = 80) -> str:
     """The value as a message shows it: on one line, printable, not longer than `length`."""
     text = str(value) if isinstance(value, str | Path) else repr(value)

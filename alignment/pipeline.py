@@ -14,9 +14,8 @@
         outputs: {model: "{here}/model"}
         services: [judge]
 
-`{folder}`, `{variable}`, `{here}` (the stage's folder), `{beside}` (this file's) and `{stage.output}` are replaced.
-Config and overrides make one file, which the stage is run with. Here a pipeline is read and checked;
-`alignment.pipeline_run` runs it.
+`{folder}`, `{variable}`, `{here}` (the stage's folder) and `{stage.output}` stand for paths. Config and overrides make
+one file, which the stage is run with. Here a file is read and checked; `alignment.pipeline_run` runs it.
 """
 
 from __future__ import annotations
@@ -26,8 +25,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from alignment.errors import UserError
 from alignment.yaml_files import did_you_mean, read_yaml
@@ -40,8 +37,7 @@ _NAME = re.compile(r"[A-Za-z0-9_\-]+")
 
 @dataclass(frozen=True)
 class Service:
-    """command: the program; `python` is the one that runs the pipeline. ready: HOST:PORT that takes connections once it
-    is ready, within `ready_s` seconds."""
+    """command: the program. ready: HOST:PORT that takes connections once it is ready, within `ready_s` seconds."""
 
     name: str
     command: list[str]
@@ -82,7 +78,7 @@ _KEYS = ("folder", "variables", "services", "stages")
 
 
 def read_pipeline(path: str | Path, given: Mapping[str, str] | None = None) -> Pipeline:
-    """The pipeline of a file. given: values, as YAML writes them, that take the place of its variables and of `folder`.
+    """The pipeline of a file. given: values that take the place of its variables and of `folder`.
 
     Raises UserError, naming the file, the stage and the key, for unknown keys and references, names that occur twice,
     configs that are not there, and an output that is named before its stage.
@@ -91,11 +87,11 @@ def read_pipeline(path: str | Path, given: Mapping[str, str] | None = None) -> P
     content = read_yaml(path, "pipeline")
     _known(content, _KEYS, f"{path}")
     variables = {str(k): v for k, v in _mapping(content, "variables", f"{path}").items()}
-    variables |= {"folder": content.get("folder"), "beside": str(path.parent)}
+    variables["folder"] = content.get("folder")
     for name, value in (given or {}).items():
         if name not in variables:
             raise UserError(f"--set {name}: {path} has no such variable{did_you_mean(name, variables)}")
-        variables[name] = yaml.safe_load(value)
+        variables[name] = value
     if not isinstance(variables["folder"], str) or not variables["folder"]:
         raise UserError(f"{path}: `folder` is missing: where the stages write")
     stages = content.get("stages")

@@ -9,6 +9,7 @@ all steps have to be those of the uninterrupted run, bit for bit.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
@@ -84,9 +85,12 @@ def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
         yield key, value
 
 
-def half_written(folder: Path) -> set[str]:
-    """What a save in progress, or a kill within one, has left."""
-    return {path.name for path in [*folder.glob("checkpoints/.*-step-*"), *folder.glob(".writing-*")]}
+def half_written(folder: Path, since: float = 0.0) -> set[str]:
+    """What a save in progress, or a kill within one, has left; with `since` (unix seconds) if it was touched later."""
+    paths = [*folder.glob("checkpoints/.*-step-*"), *folder.glob(".writing-*")]
+    with contextlib.suppress(FileNotFoundError):  # renamed meanwhile
+        return {path.name for path in paths if not since or path.stat().st_mtime > since}
+    return set()
 
 
 def kill_at_random(pid: int, folder: Path, seconds: float, in_save: bool, rng: np.random.Generator) -> int:
@@ -129,7 +133,7 @@ def torment(method: str, kills: int, material: Path, base: Path, rng: np.random.
         line, log = command_line(method, material, folder), base / f"run-{result.runs}.log"
         while True:
             resumed = bool(checkpoints(folder / "checkpoints"))
-            pid = start_recipe(method, line, log)
+            begin, pid = time.time(), start_recipe(method, line, log)
             killing = result.kills < kills
             code = kill_at_random(pid, folder, seconds, bool(result.kills % 2), rng) if killing else wait_for(pid)
             if code != -signal.SIGKILL:
@@ -137,7 +141,7 @@ def torment(method: str, kills: int, material: Path, base: Path, rng: np.random.
                 break
             result.kills += 1
             result.resumed += resumed
-            result.in_a_save += bool(half_written(folder))
+            result.in_a_save += bool(half_written(folder, begin))
             result.before_a_checkpoint += not checkpoints(folder / "checkpoints")
         result.runs += 1
         found = state_of(folder)

@@ -23,8 +23,8 @@ from alignment.config import parse
 from alignment.data.decontaminate import ValidationTexts
 from alignment.data.funnel import Funnel, FunnelReport, by_domain, share_out
 from alignment.data.load import load_rows, require_columns
-from alignment.data.sampled import KEPT_COLUMNS
-from alignment.errors import UserError
+from alignment.data.sampled import KEPT_COLUMNS, check_response
+from alignment.errors import UserError, about
 from recipes import cold_start_filters as filters
 from recipes.common import run
 from recipes.fusion import question_of, write_rows
@@ -79,6 +79,9 @@ def read_groups(sources: Sequence[str]) -> dict[str, list[Row]]:
     for source in sources:
         records = load_rows(source)
         require_columns(records, ("prompt_id", "response"), source)
+        with about(source):
+            for number, record in enumerate(records, 1):
+                check_response(record, number)
         for record in records:
             groups[str(record["prompt_id"])].append(record)
     return groups

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import signal
 import sys
 import time
@@ -24,7 +25,18 @@ import numpy as np
 import yaml
 
 from alignment.config import _fits
-from tests.tiny_recipes import RECIPES, arguments, chat, fork, rows_of, run_script, settings, wait_for, write_rows
+from tests.tiny_recipes import (
+    RECIPES,
+    TRAINERS,
+    arguments,
+    chat,
+    fork,
+    rows_of,
+    run_script,
+    settings,
+    wait_for,
+    write_rows,
+)
 
 VALUES: tuple[Any, ...] = (
     None, "", " ", "x", "0", "-1", "1e3", "nan", "none", "true", "日本語 🙂", "a\x00b", "x" * 3000, "x/../y",
@@ -50,8 +62,8 @@ WORK = ("max_steps", "epochs", "samples", "eval_samples", "curriculum_samples", 
         "value_warmup_steps", "max_tokens", "teacher_timeout_s", "batch_size", "episode_epochs")  # fmt: skip
 """Settings that may validly ask for more work than anybody waits for: these stay small."""
 SECONDS = 60.0
-SOURCES = ("dataset", "off_policy_dataset", "ptx_dataset", "thinking", "non_thinking", "eval_dataset")
-ALIGN = ("inspect", "list", "report", "verify", "doctor")
+SOURCES = ("dataset", "off_policy_dataset", "ptx_dataset", "thinking", "non_thinking", "candidates", "responses")
+ALIGN = ("inspect", "inspect", "list", "report", "verify", "doctor", "merge", "pipeline")
 
 
 @dataclass
@@ -94,7 +106,7 @@ class Fuzzer:
     # --- cases ------------------------------------------------------------------------------------------------------
 
     def case(self) -> Case:
-        kind = self.pick(("settings", "settings", "text", "options", "rows", "rows", "rows", "lines", "align", "align"))
+        kind = self.pick(("settings", "settings", "settings", "text", "options", "rows", "rows", "lines", "align"))
         if kind == "align":
             return self.align()
         name = self.pick(RECIPES)
@@ -117,14 +129,18 @@ class Fuzzer:
         line: list[str] = []
         what = "as it is"
         if name == "inspect":
-            recipe = self.pick(("sft", "grpo"))
+            recipe = self.pick((*TRAINERS, "generate"))
             given = settings(recipe, self.material, self.folder / "out")
             kind = self.pick(("settings", "text", "rows"))
             what = self.mutate_settings(recipe, given) if kind == "settings" else what
             what = self.mutate_data(given, "rows") if kind == "rows" else what
             path = self.write_yaml(given)
             what = self.mutate_bytes(path) if kind == "text" else what
-            line = [str(path)]
+            line = ["--recipe", recipe, str(path)] if self.chance(0.8) else [str(path)]
+        elif name == "merge":
+            line, what = self.adapter()
+        elif name == "pipeline":
+            line, what = self.pipeline()
         elif name == "report":
             line, what = self.run_folder()
         elif name == "verify":
@@ -138,6 +154,46 @@ class Fuzzer:
         if self.chance(0.3) or what == "as it is":
             what += "; " + self.mutate_options(line)
         return Case(f"align {name}", what, line)
+
+    def adapter(self) -> tuple[list[str], str]:
+        """A folder of adapters with something wrong in one of its files."""
+        folder = self.folder / "adapter"
+        shutil.copytree(self.material / "adapter", folder)
+        path = self.pick(sorted(folder.iterdir()))
+        what = self.mutate_bytes(path)
+        if path.suffix == ".json" and self.chance(0.5):
+            content = json.loads((self.material / "adapter" / path.name).read_text())
+            key = self.pick(sorted(content))
+            content[key] = self.odd_value()
+            path.write_text(json.dumps(content))
+            what = f"{path.name}: {key}: {content[key]!r}"[:100]
+        return [str(folder), "--output", str(self.folder / "merged")], what
+
+    def pipeline(self) -> tuple[list[str], str]:
+        """A dry run of a pipeline with something odd at some depth."""
+        stage = {"name": "a", "recipe": "recipes.sft", "config": "recipe.yaml", "overrides": {"output_dir": "{here}"}}
+        later = {
+            "name": "b",
+            "recipe": "recipes.dpo",
+            "overrides": {"model_name_or_path": "{a.model}"},
+            "inputs": ["x"],
+        }
+        stages = [{**stage, "outputs": {"model": "{here}/model"}}, later]
+        content: Any = {"folder": str(self.folder / "out"), "variables": {"n": "1"}, "stages": stages}
+        self.write_yaml(settings("sft", self.material, self.folder / "out"))
+        place, what = content, "pipeline"
+        while True:
+            key = self.pick(sorted(place) if isinstance(place, dict) else range(len(place)))
+            what += f", {key}"
+            if self.chance(0.4) or not isinstance(place[key], dict | list):
+                break
+            place = place[key]
+        place[key] = self.odd_value()
+        path = self.folder / "pipeline.yaml"
+        path.write_text(yaml.safe_dump(content), encoding="utf-8")
+        if self.chance(0.3):
+            what = self.mutate_bytes(path)
+        return [str(path), "--dry_run"], f"{what}: {place[key]!r}"[:100]
 
     def run_folder(self) -> tuple[list[str], str]:
         """A run's logs with something wrong in them."""
@@ -165,12 +221,12 @@ class Fuzzer:
     # --- settings ---------------------------------------------------------------------------------------------------
 
     def mutate_settings(self, name: str, given: dict[str, Any]) -> str:
-        kind = self.pick(("value", "value", "value", "misspelt", "missing", "garbage", "env"))
+        kind = self.pick(("value", "value", "value", "value", "value", "misspelt", "missing", "garbage", "env"))
         key = self.pick(sorted(given))
         if kind == "misspelt":
             given[self.misspell(key)] = given.pop(key)
             return f"{key} misspelt"
-        if kind == "missing":
+        if kind == "missing" and key not in WORK:
             del given[key]
             return f"{key} missing"
         if kind == "garbage":
@@ -250,7 +306,7 @@ class Fuzzer:
 
     def mutate_data(self, given: dict[str, Any], kind: str) -> str:
         """Other data files in place of a recipe's own."""
-        key = self.pick([key for key in SOURCES if given.get(key)])
+        key = self.pick([k for k in SOURCES if isinstance(given.get(k), list) or Path(given.get(k, "")).is_file()])
         source = Path(given[key][0] if isinstance(given[key], list) else given[key])
         rows = [json.loads(line) for line in source.read_text().splitlines()]
         path = self.folder / source.name
@@ -339,11 +395,9 @@ class Fuzzer:
 
 def all_fields(name: str) -> dict[str, Any]:
     """The type of every setting of a recipe."""
-    from trl import ModelConfig
-
     module = importlib.import_module(f"recipes.{name}")
     kinds = [kind for kind in vars(module).values() if isinstance(kind, type) and hasattr(kind, "__dataclass_fields__")]
-    chosen = [kind for kind in kinds if kind.__name__.endswith(("Recipe", "Config"))] or [ModelConfig]
+    chosen = [kind for kind in kinds if kind.__name__.endswith(("Recipe", "Config"))]
     return {setting: hint for kind in chosen for setting, hint in get_type_hints(kind).items()}
 
 

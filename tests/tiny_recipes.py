@@ -15,10 +15,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+
 from tests.tiny import tiny_model, tiny_tokenizer
 
 SHAPE = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2, "num_key_value_heads": 1}
-RECIPES = ("sft", "reward_model", "dpo", "online_dpo", "ppo", "grpo", "distill", "generate", "verify", "fusion")
+TRAINERS = ("sft", "reward_model", "dpo", "online_dpo", "ppo", "grpo", "distill")
+RECIPES = (*TRAINERS, "generate", "verify", "fusion", "cold_start", "select_queries")
 
 
 def share_of_low_tokens(prompts, completions, completion_ids, **columns) -> list[float | None]:
@@ -41,6 +45,22 @@ def rows_of(kind: str, n: int = 12) -> list[dict[str, Any]]:
             {"prompt": chat(i)[:1], "chosen": chat(i)[1:], "rejected": [{"role": "assistant", "content": f"{i}?"}]}
             for i in range(n)
         ]
+    if kind == "responses":
+        text = "<think>{} so we add three to the number that is given and say what comes out of it</think>\\boxed{{{}}}"
+        return [
+            {
+                "prompt_id": f"p{i}",
+                "prompt": chat(i)[:1],
+                "answer": str(i + 3),
+                "sample": j,
+                "score": float(j == 0),
+                "response": text.format(i, i + 3 + j),
+                "finish_reason": "stop",
+                "tokens": 20,
+            }
+            for i in range(n)
+            for j in range(2)
+        ]
     return [{"id": f"p{i}", "prompt": chat(i)[:1], "answer": str(i + 3)} for i in range(n)]
 
 
@@ -50,12 +70,14 @@ def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
 
 
 def write_material(folder: Path) -> Path:
-    """`model`, `teacher` and a JSONL file for each kind of rows."""
+    """`model`, `teacher`, `adapter` (of model) and a JSONL file for each kind of rows."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, seed in (("model", 0), ("teacher", 7)):
         tiny_model("qwen3", seed=seed, **SHAPE).save_pretrained(folder / name)
         tiny_tokenizer().save_pretrained(folder / name)
-    for kind in ("messages", "text", "pairs", "prompts"):
+    base = AutoModelForCausalLM.from_pretrained(folder / "model")
+    get_peft_model(base, LoraConfig(r=2, task_type="CAUSAL_LM")).save_pretrained(folder / "adapter")
+    for kind in ("messages", "text", "pairs", "prompts", "responses"):
         write_rows(folder / f"{kind}.jsonl", rows_of(kind))
     thoughtful = [
         {"messages": [chat(i)[0], {"role": "assistant", "content": f"<think>so</think>{i}"}]} for i in range(6)
@@ -111,13 +133,17 @@ def settings(name: str, material: Path, output: Path) -> dict[str, Any]:
             "non_thinking": ["messages"],
             "output": str(output / "mixture.jsonl"),
         },
+        "cold_start": {"candidates": ["responses"], "output": str(output / "rows.jsonl"), "min_thinking_words": 5},
+        "select_queries": {"responses": ["responses"], "output": str(output / "queries.jsonl")},
     }
-    chosen = {"model_name_or_path": str(material / "model"), **by_recipe[name]}
+    chosen = dict(by_recipe[name])
+    if name not in ("cold_start", "select_queries"):
+        chosen["model_name_or_path"] = str(material / "model")
     for key in ("dataset", "off_policy_dataset", "ptx_dataset"):
         if key in chosen:
             chosen[key] = str(material / f"{chosen[key]}.jsonl")
-    for key in ("thinking", "non_thinking"):
-        if key in chosen:
+    for key in ("thinking", "non_thinking", "candidates", "responses"):
+        if isinstance(chosen.get(key), list):
             chosen[key] = [str(material / f"{one}.jsonl") for one in chosen[key]]
     return chosen
 

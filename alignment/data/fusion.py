@@ -17,7 +17,7 @@ import numpy as np
 
 from alignment.chat.messages import check_messages, thinking_of, turn_weights
 from alignment.chat.thinking import CLOSE, FLAGS, OPEN, Mode, last_flag, mode_of, parse_response
-from alignment.data.sampled import KEPT_COLUMNS, Response, accepted_rows, sort_responses
+from alignment.data.sampled import KEPT_COLUMNS, Response, accepted_rows, check_response, sort_responses
 from alignment.errors import UserError
 from alignment.types import Prompt
 
@@ -73,7 +73,8 @@ def non_thinking_rows(rows: Sequence[Row], counts: Counter[str]) -> list[Row]:
 
 def _accepted(records: Sequence[Row], counts: Counter[str], pass_score: float, per_prompt: int) -> list[Row]:
     groups: dict[str, list[Row]] = {}
-    for record in records:
+    for number, record in enumerate(records, 1):
+        check_response(record, number)
         groups.setdefault(str(record["prompt_id"]), []).append(record)
     found: list[Row] = []
     for prompt_id, group in groups.items():
@@ -82,7 +83,7 @@ def _accepted(records: Sequence[Row], counts: Counter[str], pass_score: float, p
             raise UserError(f"the responses to prompt {prompt_id!r} have no column `messages`, `prompt` or `question`")
         messages = check_messages([{"role": "user", "content": content}] if isinstance(content, str) else content)
         head = f"{OPEN}\n" if group[0].get("think_opened") else ""
-        responses = [Response(head + r["response"], r["score"], r.get("finish_reason") == "stop") for r in group]
+        responses = [Response(head + r["response"], r.get("score"), r.get("finish_reason") == "stop") for r in group]
         by_verdict = sort_responses(Prompt(prompt_id, messages, [], group[0]), responses, pass_score, 0, counts)
         found += accepted_rows(by_verdict, per_prompt)
     return found

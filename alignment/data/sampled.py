@@ -9,11 +9,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from alignment.errors import UserError, shorten
 from alignment.rollout.sampling import random_stream
 from alignment.types import Prompt
 
 KEPT_COLUMNS = ("tools", "chat_template_kwargs", "task")
 """What the training rows made from a row keep of it: what the chat template is handed, and which task it belongs to."""
+
+
+def check_response(record: Mapping[str, Any], number: int) -> None:
+    """Raises UserError for a record, the one of that number, whose prompt_id, response or score is none."""
+    prompt_id, response, score = (record.get(name) for name in ("prompt_id", "response", "score"))
+    if not isinstance(prompt_id, str | int):
+        raise UserError(f"row {number}: `prompt_id` has to be a text or a number, got {shorten(prompt_id)}")
+    if not isinstance(response, str):
+        raise UserError(f"row {number}: `response` has to be a text, got {shorten(response)}")
+    if score is not None and not (isinstance(score, int | float) and abs(score) < math.inf):
+        raise UserError(f"row {number}: `score` has to be a number or null, got {shorten(score)}")
 
 
 @dataclass(frozen=True, slots=True)

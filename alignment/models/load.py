@@ -20,7 +20,7 @@ from transformers import (
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from alignment.chat.template import ensure_chat_template
-from alignment.errors import UserError
+from alignment.errors import UserError, explained
 from alignment.models.policy import Policy
 from alignment.models.rope import RopeConfig
 
@@ -36,11 +36,10 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
         raise UserError("model_name_or_path is missing: a hub name or a folder with a transformers checkpoint")
     if looks_like_a_path(name_or_path) and not Path(name_or_path).is_dir():
         raise UserError(f"model_name_or_path: there is no folder {name_or_path}")
-    try:
+    with explained(f"model_name_or_path: no tokenizer could be loaded from {name_or_path}"):
         tokenizer = AutoTokenizer.from_pretrained(name_or_path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"model_name_or_path: no tokenizer could be loaded from {name_or_path}: {error}") from error
-    if not tokenizer("a").input_ids:  # what transformers makes of a folder with weights alone
+        empty = not tokenizer("a").input_ids
+    if empty:  # what transformers makes of a folder with weights alone
         raise UserError(f"model_name_or_path: there is no tokenizer in {name_or_path}: save the model's beside it")
     if tokenizer.eos_token_id is None:
         raise UserError(f"the tokenizer of {name_or_path} has no eos_token: set one in its tokenizer_config.json")
@@ -49,10 +48,18 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
 
 def load_config(name_or_path: str) -> PreTrainedConfig:
     """The model's configuration without its weights."""
-    try:
+    with explained(f"model_name_or_path: no configuration could be loaded from {name_or_path}"):
         return AutoConfig.from_pretrained(name_or_path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"model_name_or_path: no configuration could be loaded from {name_or_path}: {error}") from error
+
+
+def dtype_of(config: ModelConfig) -> torch.dtype | str:
+    """The type of the weights, or auto. Raises UserError for a name that is none of torch's."""
+    if config.dtype in ("auto", None):
+        return "auto"
+    dtype = getattr(torch, config.dtype, None)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise UserError(f"dtype: {config.dtype} is no type of weights; give float32, bfloat16, float16 or auto")
+    return dtype
 
 
 def load_model(config: ModelConfig, rope: RopeConfig | None = None) -> PreTrainedModel | PeftModel:
@@ -65,30 +72,24 @@ def load_model(config: ModelConfig, rope: RopeConfig | None = None) -> PreTraine
         raise UserError("model_name_or_path is missing: a hub name or a folder with a transformers checkpoint")
     if is_adapter(config.model_name_or_path):
         return _load_adapter(config, rope)
-    dtype = config.dtype if config.dtype in ("auto", None) else getattr(torch, config.dtype)
     own = load_config(config.model_name_or_path)
     if rope is not None:
         rope.apply(own)
-    try:
+    with explained("load_in_4bit, load_in_8bit"):
         quantization = get_quantization_config(config)
-    except (ImportError, ValueError) as error:
-        raise UserError(f"load_in_4bit, load_in_8bit: {error}") from error
-    try:
+    with explained(f"model_name_or_path: {config.model_name_or_path} could not be loaded as a causal language model"):
         model = AutoModelForCausalLM.from_pretrained(
             config.model_name_or_path,
             config=own,
             revision=config.model_revision,
-            dtype=dtype or "auto",
+            dtype=dtype_of(config),
             quantization_config=quantization,
         )
-    except (OSError, ValueError, ImportError) as error:  # ImportError: a package that the quantisation needs
-        raise UserError(
-            f"model_name_or_path: {config.model_name_or_path} could not be loaded as a causal language model: {error}"
-        ) from error
     if quantization is not None and not config.use_peft:
         model.requires_grad_(False)  # to score and to teach; to train it needs adapters
-    peft_config = get_peft_config(config)
-    return model if peft_config is None else get_peft_model(model, peft_config)
+    with explained("use_peft: adapters with these settings cannot be made"):
+        peft_config = get_peft_config(config)
+        return model if peft_config is None else get_peft_model(model, peft_config)
 
 
 def is_adapter(name_or_path: str) -> bool:
@@ -106,10 +107,14 @@ def _load_adapter(config: ModelConfig, rope: RopeConfig | None) -> PeftModel:
             f"them first: align merge {path} --output FOLDER"
         )
     base = copy.copy(config)
-    base.model_name_or_path = PeftConfig.from_pretrained(path).base_model_name_or_path
+    unread = f"model_name_or_path: the adapters in {path} could not be loaded"
+    with explained(unread):
+        base.model_name_or_path = PeftConfig.from_pretrained(path).base_model_name_or_path
     if not base.model_name_or_path:
         raise UserError(f"model_name_or_path: the adapters in {path} name no base_model_name_or_path")
-    return PeftModel.from_pretrained(cast(PreTrainedModel, load_model(base, rope)), path, is_trainable=True)
+    model = cast(PreTrainedModel, load_model(base, rope))
+    with explained(unread):
+        return PeftModel.from_pretrained(model, path, is_trainable=True)
 
 
 def load_policy(config: ModelConfig, rope: RopeConfig | None = None) -> tuple[Policy, PreTrainedTokenizerBase]:

@@ -17,8 +17,8 @@ from transformers import AutoModelForSequenceClassification, PreTrainedConfig, P
 from transformers.utils import logging
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
-from alignment.errors import UserError
-from alignment.models.load import fit_embeddings, load_config, load_tokenizer
+from alignment.errors import UserError, explained
+from alignment.models.load import dtype_of, fit_embeddings, load_config, load_tokenizer
 from alignment.models.policy import Policy
 from alignment.models.scalar import ScalarModel
 from alignment.models.two_layer import TwoLayerRewardModel
@@ -126,6 +126,10 @@ def scalar_from_policy(
 
 
 def _copy_of(policy: Policy) -> PreTrainedModel:
+    if getattr(policy.base, "is_quantized", False):
+        raise UserError(
+            "value_model: a quantised policy has no copy that can be trained; take `value_model: head`, or name a model"
+        )
     model = copy.deepcopy(policy.model)
     merged = model.merge_and_unload() if isinstance(model, PeftModel) else model  # type: ignore[operator]
     return cast(PreTrainedModel, merged.requires_grad_(True))
@@ -138,7 +142,8 @@ def _with_adapters(model: PreTrainedModel, config: PeftConfig | None) -> PreTrai
     config.task_type = "SEQ_CLS"  # type: ignore[assignment]
     if isinstance(config, LoraConfig) and config.modules_to_save:
         config.modules_to_save = [name for name in config.modules_to_save if name not in ("lm_head", "score")]
-    adapted = get_peft_model(model, config)
+    with explained("use_peft: adapters with these settings cannot be made"):
+        adapted = get_peft_model(model, config)
     assert isinstance(adapted, PeftModel)
     return adapted
 
@@ -147,13 +152,16 @@ def _load_adapters(config: ModelConfig, seed: int) -> PreTrainedModel:
     """The base model that a folder of adapters names, with the adapters merged into it."""
     path = cast(str, config.model_name_or_path)
     base = copy.copy(config)
-    base.model_name_or_path = PeftConfig.from_pretrained(path).base_model_name_or_path
-    names = list(load_peft_weights(path, device="cpu"))
+    unread = f"model_name_or_path: the adapters in {path} could not be loaded"
+    with explained(unread):
+        base.model_name_or_path = PeftConfig.from_pretrained(path).base_model_name_or_path
+        names = list(load_peft_weights(path, device="cpu"))
     if not any(".score." in name for name in names):
         raise UserError(f"model_name_or_path: the adapters in {path} have no head `score`, so they give no number")
     two_layers = any(".score.2." in name for name in names)
     model = load_scalar_model(base, 2 if two_layers else 1, seed)
-    return PeftModel.from_pretrained(model, path).merge_and_unload()
+    with explained(unread):
+        return PeftModel.from_pretrained(model, path).merge_and_unload()
 
 
 def _head_of(config: PreTrainedConfig) -> Literal["none", "linear", "two layers"]:
@@ -165,21 +173,16 @@ def _head_of(config: PreTrainedConfig) -> Literal["none", "linear", "two layers"
 
 
 def _read(model_class: Any, config: ModelConfig, own: PreTrainedConfig) -> tuple[PreTrainedModel, dict[str, Any]]:
-    dtype = config.dtype if config.dtype in ("auto", None) else getattr(torch, config.dtype)
-    try:
-        with _quiet():
-            return model_class.from_pretrained(
-                config.model_name_or_path,
-                config=own,
-                revision=config.model_revision,
-                dtype=dtype or "auto",
-                quantization_config=get_quantization_config(config),
-                output_loading_info=True,
-            )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(
-            f"model_name_or_path: {config.model_name_or_path} could not be loaded as a reward or value model: {error}"
-        ) from error
+    failed = f"model_name_or_path: {config.model_name_or_path} could not be loaded as a reward or value model"
+    with explained(failed), _quiet():
+        return model_class.from_pretrained(
+            config.model_name_or_path,
+            config=own,
+            revision=config.model_revision,
+            dtype=dtype_of(config),
+            quantization_config=get_quantization_config(config),
+            output_loading_info=True,
+        )
 
 
 def _set_pad_token(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:

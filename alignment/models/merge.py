@@ -10,7 +10,7 @@ from peft import PeftConfig, PeftModel
 from transformers import PreTrainedModel
 from trl import ModelConfig
 
-from alignment.errors import UserError
+from alignment.errors import UserError, explained
 from alignment.models.load import is_adapter, load_model, load_tokenizer
 from alignment.models.load_scalar import load_scalar_model
 
@@ -29,7 +29,8 @@ def merge_adapter(path: str, output: str, dtype: str = "auto") -> str:
     if dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
         raise UserError(f"--dtype: {dtype!r} is no type of torch's; give float32, bfloat16, float16 or auto")
     config = ModelConfig(model_name_or_path=path, dtype=dtype)
-    adapters = PeftConfig.from_pretrained(path)
+    with explained(f"the adapters in {path} could not be loaded"):
+        adapters = PeftConfig.from_pretrained(path)
     if adapters.task_type == "SEQ_CLS":
         merged = load_scalar_model(config, 1, 0)
     else:

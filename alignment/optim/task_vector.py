@@ -13,17 +13,13 @@ from torch import nn
 from torch.distributed.tensor import DTensor, Partial, Replicate, distribute_tensor
 from transformers import AutoModelForCausalLM
 
-from alignment.errors import UserError
+from alignment.errors import UserError, explained
 
 
 def load_base_weights(name_or_path: str) -> dict[str, torch.Tensor]:
     """The weights of the pretrained model, on the CPU, in the types of its checkpoint."""
-    try:
+    with explained(f"merge_base_model: {name_or_path} could not be loaded as a causal language model"):
         model = AutoModelForCausalLM.from_pretrained(name_or_path, dtype="auto")
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"merge_base_model: {name_or_path} could not be loaded as a causal language model: {error}"
-        ) from error
     return model.state_dict()
 
 
