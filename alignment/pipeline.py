@@ -14,8 +14,9 @@
         outputs: {model: "{here}/model"}
         services: [judge]
 
-`{folder}`, `{variable}`, `{here}` (the stage's folder) and `{stage.output}` stand for paths. Config and overrides make
-one file, which the stage is run with. Here a file is read and checked; `alignment.pipeline_run` runs it.
+`{folder}`, `{variable}`, `{here}` (the stage's folder), `{beside}` (this file's) and `{stage.output}` are replaced.
+Config and overrides make one file, which the stage is run with. Here a pipeline is read and checked;
+`alignment.pipeline_run` runs it.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from alignment.errors import UserError
 from alignment.yaml_files import did_you_mean, read_yaml
@@ -37,7 +40,8 @@ _NAME = re.compile(r"[A-Za-z0-9_\-]+")
 
 @dataclass(frozen=True)
 class Service:
-    """command: the program. ready: HOST:PORT that takes connections once it is ready, within `ready_s` seconds."""
+    """command: the program; `python` is the one that runs the pipeline. ready: HOST:PORT that takes connections once it
+    is ready, within `ready_s` seconds."""
 
     name: str
     command: list[str]
@@ -78,7 +82,7 @@ _KEYS = ("folder", "variables", "services", "stages")
 
 
 def read_pipeline(path: str | Path, given: Mapping[str, str] | None = None) -> Pipeline:
-    """The pipeline of a file. given: values that take the place of its variables and of `folder`.
+    """The pipeline of a file. given: values, as YAML writes them, that take the place of its variables and of `folder`.
 
     Raises UserError, naming the file, the stage and the key, for unknown keys and references, names that occur twice,
     configs that are not there, and an output that is named before its stage.
@@ -87,11 +91,11 @@ def read_pipeline(path: str | Path, given: Mapping[str, str] | None = None) -> P
     content = read_yaml(path, "pipeline")
     _known(content, _KEYS, f"{path}")
     variables = {str(k): v for k, v in _mapping(content, "variables", f"{path}").items()}
-    variables["folder"] = content.get("folder")
+    variables |= {"folder": content.get("folder"), "beside": str(path.parent)}
     for name, value in (given or {}).items():
         if name not in variables:
             raise UserError(f"--set {name}: {path} has no such variable{did_you_mean(name, variables)}")
-        variables[name] = value
+        variables[name] = yaml.safe_load(value)
     if not isinstance(variables["folder"], str) or not variables["folder"]:
         raise UserError(f"{path}: `folder` is missing: where the stages write")
     stages = content.get("stages")

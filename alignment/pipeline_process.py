@@ -115,7 +115,8 @@ def services_running(services: Sequence[Service], folder: Path) -> Iterator[None
             if _answers(service.ready):
                 raise UserError(f"service {service.name!r}: something else answers at {service.ready} already")
             log = folder / f"service-{service.name}.log"
-            process = _start(service.command, log)
+            python = [sys.executable] if service.command[0] == "python" else service.command[:1]
+            process = _start([*python, *service.command[1:]], log)
             stack.callback(_end, process)
             deadline = time.monotonic() + service.ready_s
             while not _answers(service.ready):

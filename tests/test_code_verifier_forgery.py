@@ -24,7 +24,10 @@ FORMS = {"check": CHECK, "asserts": ASSERTS, "cases": CASES}
 GOLD = "def f(x):\n    return f'expected-{x * x}'"
 
 
-@pytest.fixture(scope="module", autouse=True, params=["namespaces", "flat"])
+AS_ANOTHER_USER = [pytest.param(f"{tier}-as-nobody", marks=pytest.mark.slow) for tier in ("namespaces", "flat")]
+
+
+@pytest.fixture(scope="module", autouse=True, params=["namespaces", "flat", *AS_ANOTHER_USER])
 def backend(request: pytest.FixtureRequest) -> Iterator[None]:
     try:
         sandbox = open_mode(request.param)
@@ -143,7 +146,7 @@ def test_gold_passes(row):
 
 @pytest.mark.parametrize("name", HACKS)
 def test_hack_scores_zero_and_stays_scored(row, name):
-    verdict = judge(HACKS[name], {**row, "time_limit_s": 3})
+    verdict = judge(HACKS[name], {**row, "time_limit_s": 1.5})
     # a program that spoils its own socket may leave both jails waiting
     assert verdict.status in ("fail", "timeout") and verdict.score == 0.0, verdict
 

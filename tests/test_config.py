@@ -12,6 +12,7 @@ from recipes.sft import SftRecipe
 RECIPES = Path(__file__).parent.parent / "recipes"
 KINDS = {name: kinds for name, kinds in recipe_kinds().items() if name != "distill"}  # by the end of the file's name
 KINDS |= {"policy": recipe_kinds()["distill"], "pmp": recipe_kinds()["reward_model"]}
+KINDS |= {"responses": recipe_kinds()["generate"]}
 
 
 def write(tmp_path, text):

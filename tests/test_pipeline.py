@@ -254,7 +254,7 @@ def test_a_service_runs_beside_its_stage_only(made, capsys):
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     script = f"import socket, time; s = socket.create_server(('127.0.0.1', {port})); time.sleep(600)"
-    judge = {"command": [sys.executable, "-c", script], "ready": f"127.0.0.1:{port}"}
+    judge = {"command": ["python", "-c", script], "ready": f"127.0.0.1:{port}"}
     Path("ask.py").write_text(f"import socket; socket.create_connection(('127.0.0.1', {port})); print('answered')")
     ask = {"name": "ask", "recipe": "ask", "services": ["judge"]}
     align(made(ask, services={"judge": judge}))

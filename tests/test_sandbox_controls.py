@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -160,6 +161,35 @@ def test_a_machine_out_of_processes_is_a_setup_failure_and_the_template_lives(mo
     ours.close()
     assert not server.accept()
     theirs.close()
+
+
+def test_a_job_that_ends_while_it_is_stopped_for_its_output_is_reported():
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    theirs.send(json.dumps({"index": 0, "code": 0, "reason": "", "wall_s": 0, "cpu_s": 0, "rss_mb": 0}).encode())
+    ours.send(b"0 output")
+    theirs.close()  # with the word unread, which resets the connection
+    reading = local._Reading(Job("program", {}), {})
+    local._read_all(ours, [reading])
+    ours.close()
+    assert reading.report["code"] == 0
+
+
+def test_a_host_that_leaves_a_report_unread_does_not_end_the_template():
+    control, status = (socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(2))
+    place = jail.Place("flat", 0, (0, 0), [], ["/nowhere"], [], {}, frozenset())
+    server = template.Template(control[0], place, watch.Watcher(0, "flat"))
+    with subprocess.Popen(["sleep", "60"]) as process:
+        jailed = template.Running(
+            0, process.pid, os.pidfd_open(process.pid), 0, Limits(), template.Group(status[0]), time.monotonic()
+        )
+        jailed.group.jails.append(jailed)
+        status[0].send(b"a report")
+        status[1].close()
+        server.hear(jailed.group)
+        assert process.wait(10) == -signal.SIGKILL and jailed.reason == "stopped"
+    os.close(jailed.pidfd)
+    for end in (*control, status[0]):
+        end.close()
 
 
 def test_unknown_tier_and_unknown_switch_are_errors():

@@ -126,6 +126,35 @@ for which in (resource.RLIMIT_AS, resource.RLIMIT_CPU, resource.RLIMIT_NOFILE, r
     assert_refused(run(sandbox, source))
 
 
+@pytest.mark.parametrize(
+    ("source", "limits", "status", "detail"),
+    [
+        ("import time; time.sleep(60)", {"wall_s": 0.2}, "wall_time", "ran longer than 0.2 s"),
+        ("while True: pass", {"cpu_s": 0.2}, "cpu_time", "used more than 0.2 s of processor time"),
+        ("kept = bytearray(1 << 28)", {}, "memory", "used more than 64 MiB of memory"),
+        (
+            "import threading, time\nfor _ in range(99): threading.Thread(target=time.sleep, args=(5,)).start()",
+            {"memory_mb": 4096},
+            "processes",
+            "started more than 16 processes or threads",
+        ),
+        ("kept = [open('/dev/null') for _ in range(99)]", {}, "open_files", "opened more than 32 files"),
+        ("open('x', 'wb').write(bytes(5 << 20))", {}, "file_size", "wrote a file larger than 4 MiB"),
+        (
+            "import time\nfor n in range(400):\n    open(str(n), 'w').close(); time.sleep(0.002)",
+            {},
+            "disk",
+            "filled its directory (8 MiB, 64 files)",
+        ),
+        ("print('x' * (1 << 20))", {"output_mb": 0.25}, "output", "printed more than 0.25 MiB"),
+    ],
+    ids=lambda value: value if isinstance(value, str) and value.isidentifier() else "",
+)
+def test_each_limit_has_a_status_and_a_message_of_its_own(sandbox, source, limits, status, detail):
+    outcome = run(sandbox, source, **limits)
+    assert (outcome.status, outcome.detail) == (status, detail)
+
+
 # Ends
 
 
@@ -144,6 +173,19 @@ for which in (resource.RLIMIT_AS, resource.RLIMIT_CPU, resource.RLIMIT_NOFILE, r
 def test_end_is_reported_as_it_was(sandbox, source, status, code):
     outcome = run(sandbox, source, memory_mb=256)
     assert (outcome.status, outcome.exit_code) == (status, code)
+
+
+def test_threads_are_waited_for_and_exit_functions_called(sandbox):
+    source = """
+import atexit, threading, time
+def main():
+    time.sleep(0.1)
+    print("thread")
+atexit.register(print, "exit")
+threading.Thread(target=main).start()
+print("main")
+"""
+    assert printed(run(sandbox, source)) == "main\nthread\nexit\n"
 
 
 def test_unbounded_recursion_ends_the_job_only(sandbox):

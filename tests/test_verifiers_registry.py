@@ -1,6 +1,7 @@
 """Verdicts, registration, lookup, and the call that turns exceptions into verdicts."""
 
 import doctest
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -97,3 +98,11 @@ def test_every_builtin_verifier_names_its_columns_and_has_examples():
 
 def test_docstring_examples():
     assert doctest.testmod(verifiers) == doctest.TestResults(failed=0, attempted=2)
+
+
+@pytest.mark.parametrize("module", sorted(set(registry_module._BUILTIN_MODULES.values()) - {"verifiers.code"}))
+def test_docstring_examples_of_built_in_verifiers(module):  # those of `code` need a sandbox and run beside its tests
+    for package in {"verifiers.json": ["jsonschema"], "verifiers.text": ["sacrebleu"]}.get(module, []):
+        pytest.importorskip(package)
+    result = doctest.testmod(importlib.import_module(module))
+    assert result.attempted and not result.failed

@@ -8,12 +8,13 @@ from typing import Literal
 import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
 
-Size = Literal["quickstart", "gsm8k"]
+Size = Literal["quickstart", "gsm8k", "qwen3_tiny"]
 
 # Width, layers, MLP width, context. Heads are 32 wide; two query heads share a key-value head.
 _SHAPES: dict[str, tuple[int, int, int, int]] = {
     "quickstart": (128, 4, 384, 512),
     "gsm8k": (256, 6, 768, 1024),
+    "qwen3_tiny": (128, 4, 384, 1024),
 }
 _HEAD_DIM = 32
 

@@ -289,7 +289,10 @@ def _read_all(status: socket.socket, readings: list[_Reading]) -> None:
     while reports < len(readings):
         for fd, _ in poller.poll(1000):
             if fd == status.fileno():
-                message = status.recv(1 << 16)
+                try:
+                    message = status.recv(1 << 16)
+                except ConnectionResetError:  # a word of ours was not read any more; what came before is still there
+                    continue
                 if not message:
                     raise SandboxError("the sandbox's template ended during a job")
                 report = json.loads(message)

@@ -117,6 +117,8 @@ class Template:
             word = group.status.recv(64)  # "<index> <reason>", or nothing when the host lost interest
         except BlockingIOError:  # the event was for an earlier bearer of this descriptor's number
             return
+        except ConnectionResetError:  # the host closed it with a report unread
+            word = b""
         for jailed in list(group.jails):
             if not word or jailed.index == int(word.split()[0]):
                 self.kill(jailed, word.split()[1].decode() if word else "stopped")

@@ -6,6 +6,7 @@ has run; whatever such a jail sends is only ever compared with, or called by, co
 
 from __future__ import annotations
 
+import atexit
 import base64
 import builtins
 import contextlib
@@ -16,6 +17,7 @@ import socket
 import sys
 import traceback
 import types
+from collections.abc import Callable
 from typing import Any
 
 from . import codec, jail, wire
@@ -82,21 +84,37 @@ def run(kind: str, *, pid_one: bool) -> None:
 
         command.run(payload, pid_one=pid_one)
     work = {"program": _program, "calls": _calls, "serve": _serve, "tests": _tests}[kind]
-    try:
-        work(payload)
-        code = 0
-    except SystemExit as error:
-        code = exit_code(error)
-    except BaseException as error:
-        code = _limit_code(error)
-        with contextlib.suppress(BaseException):
-            traceback.print_exc(limit=-6)
+    code = _code_of(lambda: work(payload))
+    if kind == "program":
+        code = _code_of(_end_as_python_does) or code
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
         except BaseException:
             code = code or 1
     os._exit(code)
+
+
+def _code_of(work: Callable[[], None]) -> int:
+    try:
+        work()
+    except SystemExit as error:
+        return exit_code(error)
+    except BaseException as error:
+        with contextlib.suppress(BaseException):
+            traceback.print_exc(limit=-6)
+        return _limit_code(error)
+    return 0
+
+
+def _end_as_python_does() -> None:
+    """Wait for the program's threads, which may do all its work, then call what it registered for its end."""
+    import threading
+
+    while threads := [t for t in threading.enumerate() if t is not threading.current_thread() and not t.daemon]:
+        for thread in threads:
+            thread.join()
+    atexit._run_exitfuncs()
 
 
 def exit_code(error: SystemExit) -> int:
