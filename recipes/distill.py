@@ -181,7 +181,7 @@ def make_on_policy(
     if not prompts:
         return None
     score = make_score(recipe, prompts) if recipe.rewards else None
-    return OnPolicy(prompts, engine, make_sampling(recipe, tokenizer, seed), score)
+    return OnPolicy(prompts, engine, make_sampling(recipe, tokenizer, seed, recipe.thinking_budget), score)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -199,7 +199,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     engine = make_engine(recipe, policy.model, tokenizer)
     on_policy = make_on_policy(recipe, prompts, engine, tokenizer, train.seed)
 
-    evaluation = make_evaluation(recipe, tokenizer, engine, make_sampling(recipe, tokenizer, train.seed))
+    sampling = make_sampling(recipe, tokenizer, train.seed, recipe.thinking_budget)
+    evaluation = make_evaluation(recipe, tokenizer, engine, sampling)
     algorithm = Distill(Student(policy), distill, teachers, off_policy, on_policy, train.seed)
     write_settings(train.output_dir, recipe, distill, train, model)
     steps = train.max_steps or max(1, round(recipe.epochs * algorithm.steps_per_epoch))

@@ -9,10 +9,13 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from alignment.metrics import read_metrics
+from alignment.types import Prompt
+from recipes.distill import DistillRecipe, make_on_policy
 from recipes.quickstart.model import write_base_model
 from recipes.rollouts import in_modes
 from tests.teacher_server import teacher_server
 from tests.test_recipes import ROOT, data, recipe  # noqa: F401  data is a fixture
+from tests.tiny import tiny_tokenizer
 
 TINY = ["--bf16", "false", "--gradient_checkpointing", "false", "--dtype", "float32", "--teacher_dtype", "float32"]
 
@@ -105,6 +108,12 @@ def test_bad_input_is_one_message_and_exit_code_2(data, teacher, tmp_path, more,
     assert result.stderr.strip().splitlines()[-1].startswith("error: ")
     assert message in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_the_thinking_budget_reaches_the_students_samples():
+    recipe = DistillRecipe(dataset="rows.jsonl", thinking_budget=7)
+    on_policy = make_on_policy(recipe, [Prompt("a", [], [5])], None, tiny_tokenizer(), seed=0)
+    assert on_policy.sampling.thinking_budget == 7
 
 
 def test_rows_come_in_the_modes_that_are_asked_for():
