@@ -6,6 +6,7 @@ Prints every case that ends badly, then the distinct messages for reading.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import re
 import shutil
 import tempfile
@@ -37,9 +38,10 @@ def main() -> None:
                 print(ending.output[-1500:], flush=True)
 
         endings: list[Ending] = []
-        for seed in range(options.first, options.first + options.cases):
-            endings += run_cases([seed], material, Path(folder), say)
-            shutil.rmtree(Path(folder) / f"case-{seed}")
+        with contextlib.suppress(KeyboardInterrupt):  # interrupted, it sums up what it has done
+            for seed in range(options.first, options.first + options.cases):
+                endings += run_cases([seed], material, Path(folder), say)
+                shutil.rmtree(Path(folder) / f"case-{seed}")
         messages = Counter(plain(e.message, folder) for e in endings if e.code == 2)
     print(f"\n=== {len(messages)} distinct messages")
     for message, times in sorted(messages.items()):
