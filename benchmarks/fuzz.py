@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import re
 import shutil
+import signal
 import tempfile
 import time
 from collections import Counter
@@ -28,6 +29,7 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=1000)
     parser.add_argument("--first", type=int, default=0, help="seed of the first case")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         material = write_material(Path(folder) / "material")
