@@ -1,4 +1,4 @@
-"""Runs mutated recipes and data rows. `python -m benchmarks.fuzz --cases 1000`; see tests/fuzzing.py.
+"""Runs mutated recipes and data rows. `python -m benchmarks.fuzz --cases 1000`; see tests/fuzzing.py and fuzz_runs.py.
 
 Prints every case that ends badly, then the distinct messages for reading.
 """
@@ -15,7 +15,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from tests.fuzzing import Ending, run_cases
+from tests.fuzz_runs import Ending, run_cases
 from tests.tiny_recipes import write_material
 
 
