@@ -126,7 +126,7 @@ def plan(pipeline: Pipeline, stage: Stage, to_run: Sequence[str] = (), forced: b
         where = (
             f"stage {maker!r} should have written it; run it again with --from {maker}"
             if maker
-            else "no stage writes it"
+            else "put it there, or name another in the pipeline or with --set"
         )
         raise UserError(f"stage {stage.name!r}: the input {unmade[0]} is missing; {where}")
     upstream = next((pipeline.makers[path] for path in stage.inputs if pipeline.makers.get(path) in to_run), None)

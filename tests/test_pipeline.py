@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from alignment import pipeline_run
 from alignment.cli import main
 from alignment.errors import UserError
 from alignment.pipeline import read_pipeline
@@ -139,6 +140,21 @@ def test_a_changed_input_file_runs_its_stage_anew(made, capsys):
     assert lines(capsys)["a"].startswith("anew (inputs changed: rows.jsonl)")
 
 
+def test_fingerprints_follow_the_content(tmp_path, monkeypatch):
+    """Of files read whole, of folders, and of files too large for that."""
+    for whole in (1 << 28, 0):
+        monkeypatch.setattr(pipeline_run, "_WHOLE", whole)
+        folder = tmp_path / str(whole) / "model"
+        folder.mkdir(parents=True)
+        (folder / "weights").write_bytes(bytes(200_000))
+        before = pipeline_run.print_of(folder)
+        assert pipeline_run.print_of(folder) == before
+        (folder / "weights").write_bytes(b"\1" * 200_000)
+        changed = pipeline_run.print_of(folder)
+        (folder / "more").touch()
+        assert len({before, changed, pipeline_run.print_of(folder)}) == 3
+
+
 def test_from_runs_a_stage_anew_and_leaves_those_before_it(made, capsys):
     align(made(counting("a", word="one"), counting("b", source="{a.result}")))
     align(made(counting("a", word="other"), counting("b", source="{a.result}")), "--from", "b")
@@ -165,7 +181,7 @@ def test_an_output_that_is_not_written_is_an_error(made, capsys):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"inputs": ["no/rows.jsonl"]}, "stage 'a': the input no/rows.jsonl is missing; no stage writes it"),
+        ({"inputs": ["no/rows.jsonl"]}, "stage 'a': the input no/rows.jsonl is missing; put it there, or name another"),
         ({"overide": {}}, "unknown key `overide`; did you mean `overrides`"),
         ({"config": "none.yaml"}, "none.yaml"),
         ({"arguments": ["{b.result}"]}, "{b.result}: no stage before it writes this"),
@@ -270,10 +286,8 @@ def test_a_service_runs_beside_its_stage_only(made, capsys):
 def test_a_stage_can_be_launched_by_accelerate(made):
     stage = {**counting("a"), "launch": "accelerate.yaml"}
     Path("accelerate.yaml").write_text("num_processes: 1\n")
-    from alignment.pipeline_run import command_of
-
     pipeline = read_pipeline(made(stage))
-    command = command_of(pipeline, pipeline.stages[0])
+    command = pipeline_run.command_of(pipeline, pipeline.stages[0])
     launcher = ["-m", "accelerate.commands.launch", "--config_file", "accelerate.yaml", "--module"]
     assert command[1:] == [*launcher, "counter", "--config", "out/pipeline/a.yaml"]
     assert pipeline.stages[0].inputs == ["accelerate.yaml"]
