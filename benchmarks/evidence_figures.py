@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from benchmarks import evidence_reward_model
+from benchmarks import evidence_reward_model, evidence_thinking
 from benchmarks.evidence_ppo import ARMS, summarise
 from benchmarks.statistics import interval
 from benchmarks.tables import markdown
@@ -59,10 +60,7 @@ def ppo_figure(results: list[dict[str, Any]], path: Path) -> None:
 
 def ppo_table(results: list[dict[str, Any]]) -> str:
     """A line per quantity, a column per arm, mean ± half of the 95 % interval."""
-    table = summarise(results)
-    names = list(next(iter(table.values())))
-    cells = [[f"{table[arm][name][0]:.3f} ± {table[arm][name][1]:.3f}" for arm in table] for name in names]
-    return markdown(["", *table], [[name, *row] for name, row in zip(names, cells, strict=True)])
+    return _columns(summarise(results), 3)
 
 
 def reward_model_figure(results: list[dict[str, Any]], path: Path) -> None:
@@ -94,9 +92,59 @@ def reward_model_table(results: list[dict[str, Any]]) -> str:
     return markdown(["first stage, share of preferences", "accuracy, %", "gain, points"], rows)
 
 
+def thinking_figure(results: list[dict[str, Any]], path: Path) -> None:
+    """Accuracy by budget, and mode following by kind of test, before and after fusion."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.8), layout="constrained", width_ratios=(1, 1.25))
+    colours = dict(zip(evidence_thinking.MODELS, ("#9498a0", "#4269d0"), strict=True))
+    kinds = sorted(results[0]["after"]["modes"])
+    for shift, (model, colour) in zip((-0.18, 0.18), colours.items(), strict=True):
+        budgets = [point["budget"] for point in results[0][model]["budgets"] if point["budget"] is not None]
+        rates = [
+            interval([100 * p["pass_rate"] for r in results for p in r[model]["budgets"] if p["budget"] == budget])
+            for budget in (*budgets, None)
+        ]
+        *limited, free = rates
+        left.errorbar(
+            budgets, [m for m, _ in limited], [h for _, h in limited], fmt="o-", ms=4, capsize=3, color=colour,
+            label=f"{model} fusion",
+        )  # fmt: skip
+        left.axhline(free[0], color=colour, lw=0.8, ls="--")
+        shares = [interval([100 * r[model]["modes"][kind] for r in results]) for kind in kinds]
+        places = [i + shift for i in range(len(kinds))]
+        right.barh(places, [m for m, _ in shares], 0.34, xerr=[h for _, h in shares], color=colour, label=model)
+    left.set(xlabel="thinking budget, tokens (dashed: none)", ylabel="held-out accuracy, %", ylim=(0, None))
+    left.legend(frameon=False)
+    right.set_yticks(range(len(kinds)), kinds, fontsize=8)
+    right.invert_yaxis()
+    right.set(xlabel="tests with the mode that is asked for, %")
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def thinking_table(results: list[dict[str, Any]]) -> str:
+    """A line per quantity, before and after."""
+    return _columns(evidence_thinking.summarise(results), 1)
+
+
+def _columns(table: dict[str, dict[str, tuple[float, float]]], digits: int) -> str:
+    names = list(next(iter(table.values())))
+    rows = [[name, *(_cell(*table[arm][name], digits) for arm in table)] for name in names]
+    return markdown(["", *table], rows)
+
+
+def _cell(mean: float, half: float, digits: int) -> str:
+    """Without an interval for a single seed; empty where a seed has no figure."""
+    if math.isnan(mean):
+        return ""
+    return f"{mean:.{digits}f}" if math.isnan(half) else f"{mean:.{digits}f} ± {half:.{digits}f}"
+
+
 MAKERS: dict[str, tuple[Callable[..., None], Callable[..., str]]] = {
     "evidence_ppo": (ppo_figure, ppo_table),
     "evidence_reward_model": (reward_model_figure, reward_model_table),
+    "evidence_thinking": (thinking_figure, thinking_table),
 }
 
 
