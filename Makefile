@@ -1,12 +1,13 @@
 # Every target makes the virtual environment when it is missing or older than its description.
 VENV ?= .venv
 PYTHON ?= python3
+VLLM_VENV ?= .venv-vllm
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # a worker per core, one thread each
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 
-.PHONY: help setup quickstart test test-slow lint bench clean
+.PHONY: help setup quickstart test test-slow test-vllm lint bench clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -29,6 +30,12 @@ test: $(READY) ## The fast tests
 test-slow: $(READY) ## The slow tests: killed processes, several ranks, parity with TRL, a real browser
 	$(PYTEST) -m slow
 
+test-vllm: $(READY) $(VLLM_VENV)/.ready ## The tests against real vLLM servers, from an environment of their own
+	VLLM_PYTHON=$(abspath $(VLLM_VENV)/bin/python) $(BIN)/python -m pytest -m vllm
+
+$(VLLM_VENV)/.ready: .ci/make_vllm_env
+	.ci/make_vllm_env $(VLLM_VENV) $(PYTHON)
+
 lint: $(READY) ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -37,5 +44,5 @@ lint: $(READY) ## ruff and mypy
 bench: $(READY) ## The side-by-side benchmarks of docs/performance.md (a quiet machine, about an hour)
 	$(BIN)/python -m benchmarks
 
-clean: ## Remove the virtual environment and caches (runs/ stays)
-	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache *.egg-info
+clean: ## Remove the virtual environments and caches (runs/ stays)
+	rm -rf $(VENV) $(VLLM_VENV) .pytest_cache .ruff_cache .mypy_cache *.egg-info

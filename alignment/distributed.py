@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.distributed as dist
+
+from alignment.errors import EngineLost
 
 
 def is_distributed() -> bool:
@@ -84,6 +87,17 @@ def _failures() -> str:
 
 def _store() -> Any:
     return dist.distributed_c10d._get_default_store()
+
+
+def together(action: Callable[[], Any]) -> None:
+    """Run something on every rank. An EngineLost on any of them is raised on all, so that they stop in one place."""
+    try:
+        action()
+        lost: list[str] = []
+    except EngineLost as error:
+        lost = [str(error)]
+    if everywhere := gather_objects(lost):
+        raise EngineLost(everywhere[0])
 
 
 class MetricSums:

@@ -11,6 +11,10 @@ class UserError(Exception):
     """Bad input: a setting, a row or a file. The message names it and says what to do; no traceback is needed."""
 
 
+class EngineLost(UserError):
+    """No rollouts can be made any more, although the policy is sound: the run saves before it stops."""
+
+
 @contextmanager
 def about(source: str) -> Iterator[None]:
     """Puts the name of a file in front of the errors in its rows."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import pickle
 import shutil
 import signal
 import time
@@ -36,7 +37,7 @@ from alignment.checkpoint import (
 )
 from alignment.config import TrainConfig
 from alignment.distributed import MetricSums, all_max, all_sum, barrier, rank
-from alignment.errors import UserError, shorten
+from alignment.errors import EngineLost, UserError, shorten
 from alignment.metrics import RunLog
 from alignment.models.load import copy_weights
 from alignment.models.router import balances
@@ -45,7 +46,7 @@ from alignment.optim.adamw import make_optimizer
 from alignment.packing import cut, empty_batch
 from alignment.schedule import learning_rate_at
 from alignment.sharding import check_processes, make_sharding, read_launch
-from alignment.types import Algorithm, Batch, PackedBatch
+from alignment.types import Algorithm, Batch, Episode, PackedBatch
 
 
 @dataclass(frozen=True)
@@ -146,12 +147,14 @@ class Trainer:
         with log, _stop_signal() as stop:
             log.message(self._describe(resumed))
             while self.step < self.total_steps:
-                metrics, tokens, samples = self._run_step()
+                with self._saving_when_lost():
+                    metrics, tokens, samples = self._run_step()
                 log.train(self.step, metrics, tokens)
                 log.samples(self.step, samples[: self.config.samples_per_log])
                 finished = self.step == self.total_steps
                 if self.evaluation and (finished or _due(self.step, self.config.eval_every)):
-                    last = self._evaluate(self.evaluation, log)
+                    with self._saving_when_lost():
+                        last = self._evaluate(self.evaluation, log)
                 stopping = bool(all_max([float(stop())], self.accelerator.device)[0])
                 if finished or stopping or _due(self.step, self.config.save_every):
                     self.save()
@@ -166,8 +169,7 @@ class Trainer:
     def _run_step(self) -> tuple[dict[str, float], int, list[dict]]:
         started = time.perf_counter()
         learning_rate = self._set_learning_rate()
-        with self._readable(getattr(self.algorithm, "reads_policy", True)), self.accelerator.autocast():
-            episode = self.algorithm.collect(self.step)
+        episode = self._collect()
         collected = time.perf_counter()
         sums = MetricSums()
         sums.add(episode.stats)
@@ -178,9 +180,31 @@ class Trainer:
         self.step += 1
         sums.add({"time/collect": (collected - started, 1), "time/train": (time.perf_counter() - collected, 1)})
         metrics = sums.reduce(self.accelerator.device)
+        trained = time.perf_counter()
         self._after_update(metrics)
+        metrics["time/update"] = time.perf_counter() - trained
         tokens = int(all_sum([tokens], self.accelerator.device)[0])
         return {**metrics, "learning_rate": learning_rate}, tokens, episode.samples
+
+    def _collect(self) -> Episode:
+        """The episode; when the engine is lost on the way everything is as before, so that it can be saved."""
+        before = pickle.dumps(self.algorithm.state_dict()), random_states()
+        try:
+            with self._readable(getattr(self.algorithm, "reads_policy", True)), self.accelerator.autocast():
+                return self.algorithm.collect(self.step)
+        except EngineLost:
+            self.algorithm.load_state_dict(pickle.loads(before[0]))
+            restore_random_states(before[1])
+            raise
+
+    @contextlib.contextmanager
+    def _saving_when_lost(self):
+        """The state behind the last optimizer step is sound when no more rollouts can be made."""
+        try:
+            yield
+        except EngineLost as error:
+            path = self.save()
+            raise EngineLost(f"{error}. Everything up to step {self.step} is saved in {path}") from error
 
     def _update(self, batch: Batch, sums: MetricSums) -> int:
         """One optimizer step; returns the tokens this rank processed."""

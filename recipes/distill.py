@@ -31,6 +31,7 @@ from alignment.models.teacher_server import load_server_teacher
 from alignment.trainer import Trainer, make_accelerator
 from alignment.types import Engine, Prompt
 from recipes.common import make_sampling, run, weights_fingerprint, write_settings
+from recipes.engines import EngineConfig
 from recipes.rollouts import RolloutRecipe, in_modes, make_engine, make_evaluation, make_score, refuse_equal_modes
 from rewards.specs import RewardEntry
 
@@ -88,7 +89,7 @@ class DistillRecipe(RolloutRecipe):
         return out
 
 
-KINDS = (DistillRecipe, DistillConfig, TrainConfig, ModelConfig)
+KINDS = (DistillRecipe, EngineConfig, DistillConfig, TrainConfig, ModelConfig)
 
 
 def load_teachers(
@@ -185,7 +186,7 @@ def make_on_policy(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    recipe, distill, train, model = parse(*KINDS, arguments=arguments)
+    recipe, sampler, distill, train, model = parse(*KINDS, arguments=arguments)
     accelerator = make_accelerator(train)
     policy, tokenizer = load_policy(model)
     policy.to(accelerator.device)
@@ -196,13 +197,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with accelerator.autocast():
         off_policy = load_off_policy(recipe, distill, tokenizer, teachers, stored_at, accelerator.print)
     prompts = load_prompts(recipe, distill, tokenizer, teachers)
-    engine = make_engine(recipe, policy.model, tokenizer)
+    engine = make_engine(recipe, sampler, policy.model, tokenizer, train.output_dir)
     on_policy = make_on_policy(recipe, prompts, engine, tokenizer, train.seed)
 
     sampling = make_sampling(recipe, tokenizer, train.seed, recipe.thinking_budget)
     evaluation = make_evaluation(recipe, tokenizer, engine, sampling)
     algorithm = Distill(Student(policy), distill, teachers, off_policy, on_policy, train.seed)
-    write_settings(train.output_dir, recipe, distill, train, model)
+    write_settings(train.output_dir, recipe, sampler, distill, train, model)
     steps = train.max_steps or max(1, round(recipe.epochs * algorithm.steps_per_epoch))
     Trainer(accelerator, algorithm.student, tokenizer, algorithm, train, steps, evaluation).train()
 

@@ -27,9 +27,9 @@ from alignment.distributed import gather_objects, rank, world_size
 from alignment.errors import UserError
 from alignment.metrics import replace_file
 from alignment.models.load import load_policy
-from alignment.rollout import TransformersEngine
 from alignment.types import Engine, Prompt, Rollout, Sampling
 from recipes.common import Score, check_sampling, make_sampling, run, weights_fingerprint
+from recipes.engines import EngineConfig, make_plain_engine
 from recipes.responses import Record, ResponseFile
 from recipes.rollouts import Modes, RolloutRecipe, load_prompts, make_score
 from rewards.specs import RewardEntry
@@ -88,7 +88,7 @@ class GenerateRecipe:
         )
 
 
-KINDS = (GenerateRecipe, ModelConfig)
+KINDS = (GenerateRecipe, EngineConfig, ModelConfig)
 
 
 def as_record(rollout: Rollout) -> Record:
@@ -160,14 +160,15 @@ def _write_rows(path: Path, name: str, rows: Sequence[dict[str, Any]]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, int]:
     """Runs the recipe and returns the counts."""
-    recipe, model = parse(*KINDS, arguments=arguments)
+    recipe, sampler, model = parse(*KINDS, arguments=arguments)
     state = PartialState(cpu=not torch.cuda.is_available())
     policy, tokenizer = load_policy(model)
     made_by = fingerprint(weights_fingerprint(policy), tokenizer.chat_template)
     policy.to(state.device)
     prompts = load_prompts(recipe.rollouts(), tokenizer)
     sampling = make_sampling(recipe, tokenizer, recipe.seed)
-    engine = TransformersEngine(policy.model, tokenizer, max_rows=recipe.max_rows_in_flight)
+    folder = str(Path(recipe.responses).parent)
+    engine = make_plain_engine(sampler, policy.model, tokenizer, recipe.max_rows_in_flight, folder)
     settings = {
         "model": made_by,
         "rewards": [spec.identity() for spec in recipe.rollouts().specs()],

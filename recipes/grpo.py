@@ -25,6 +25,7 @@ from alignment.optim.online_merging import OnlineMergingConfig, make_merging_opt
 from alignment.trainer import Trainer, make_accelerator
 from alignment.types import Prompt, Sampling
 from recipes.common import make_sampling, run, weights_fingerprint, write_settings
+from recipes.engines import EngineConfig
 from recipes.rollouts import RolloutRecipe, load_prompts, make_engine, make_evaluation, make_score
 
 
@@ -42,7 +43,7 @@ class GrpoRecipe(RolloutRecipe):
             raise UserError(f"pass_rate_band: {self.pass_rate_band} is not valid, give the lowest and the highest rate")
 
 
-KINDS = (GrpoRecipe, GrpoConfig, OnlineMergingConfig, TrainConfig, ModelConfig)
+KINDS = (GrpoRecipe, EngineConfig, GrpoConfig, OnlineMergingConfig, TrainConfig, ModelConfig)
 
 
 def score_prompts(
@@ -73,7 +74,7 @@ def score_prompts(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    recipe, grpo, merging, train, model = parse(*KINDS, arguments=arguments)
+    recipe, sampler, grpo, merging, train, model = parse(*KINDS, arguments=arguments)
     accelerator = make_accelerator(train)
     policy, tokenizer = load_policy(model)
     switch_dropout_off(policy)  # a ratio has to compare the same function
@@ -84,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     prompts = load_prompts(recipe, tokenizer)
     sampling = make_sampling(recipe, tokenizer, train.seed, recipe.thinking_budget)
     policy.to(accelerator.device)
-    engine = make_engine(recipe, policy.model, tokenizer)
+    engine = make_engine(recipe, sampler, policy.model, tokenizer, train.output_dir)
 
     score = make_score(recipe, prompts)
 
@@ -97,11 +98,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     curriculum = Curriculum([p.id for p in prompts], recipe.curriculum, train.seed, scores, (low, high))
 
     evaluation = make_evaluation(recipe, tokenizer, engine, sampling)
-    algorithm = Grpo(
-        policy, engine, prompts, score, curriculum, grpo, sampling, reference, train.max_tokens_per_micro_batch
-    )
-    write_settings(train.output_dir, recipe, grpo, merging, train, model)
     steps = train.max_steps or recipe.steps(prompts, grpo.prompts_per_step)
+    budget = train.max_tokens_per_micro_batch
+    algorithm = Grpo(policy, engine, prompts, score, curriculum, grpo, sampling, reference, budget, steps)
+    write_settings(train.output_dir, recipe, sampler, grpo, merging, train, model)
     optimizer = make_merging_optimizer(policy, train, merging)
     Trainer(accelerator, policy, tokenizer, algorithm, train, steps, evaluation, optimizer).train()
 

@@ -20,13 +20,14 @@ from alignment.models.load import load_policy, switch_dropout_off
 from alignment.optim.online_merging import OnlineMergingConfig, make_merging_optimizer
 from alignment.trainer import Trainer, make_accelerator
 from recipes.common import make_sampling, run, write_settings
+from recipes.engines import EngineConfig
 from recipes.rollouts import RolloutRecipe, load_prompts, make_engine, make_evaluation, make_score
 
-KINDS = (RolloutRecipe, OnlineDpoConfig, DpoConfig, OnlineMergingConfig, TrainConfig, ModelConfig)
+KINDS = (RolloutRecipe, EngineConfig, OnlineDpoConfig, DpoConfig, OnlineMergingConfig, TrainConfig, ModelConfig)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    recipe, online, dpo, merging, train, model = parse(*KINDS, arguments=arguments)
+    recipe, sampler, online, dpo, merging, train, model = parse(*KINDS, arguments=arguments)
     accelerator = make_accelerator(train)
     policy, tokenizer = load_policy(model)
     switch_dropout_off(policy)  # policy and reference have to be the same function at the start
@@ -36,12 +37,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     prompts = load_prompts(recipe, tokenizer)
     sampling = make_sampling(recipe, tokenizer, train.seed, recipe.thinking_budget)
-    engine = make_engine(recipe, policy.model, tokenizer)
+    engine = make_engine(recipe, sampler, policy.model, tokenizer, train.output_dir)
     score = make_score(recipe, prompts)
     evaluation = make_evaluation(recipe, tokenizer, engine, sampling)
 
     algorithm = OnlineDpo(policy, engine, prompts, score, online, dpo, sampling, reference, train.seed)
-    write_settings(train.output_dir, recipe, online, dpo, merging, train, model)
+    write_settings(train.output_dir, recipe, sampler, online, dpo, merging, train, model)
     steps = train.max_steps or recipe.steps(prompts, online.prompts_per_step)
     optimizer = make_merging_optimizer(policy, train, merging)
     Trainer(accelerator, policy, tokenizer, algorithm, train, steps, evaluation, optimizer).train()

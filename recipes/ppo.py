@@ -27,6 +27,7 @@ from alignment.optim.online_merging import OnlineMergingConfig, make_merging_opt
 from alignment.trainer import Trainer, make_accelerator
 from alignment.types import Tree
 from recipes.common import make_sampling, run, write_settings
+from recipes.engines import EngineConfig
 from recipes.rollouts import RolloutRecipe, load_prompts, make_engine, make_evaluation, make_score
 
 
@@ -44,7 +45,7 @@ class PpoRecipe:
         check_values(self, "2 or more", "ptx_max_length")
 
 
-KINDS = (RolloutRecipe, PpoRecipe, PpoConfig, OnlineMergingConfig, TrainConfig, ModelConfig)
+KINDS = (RolloutRecipe, EngineConfig, PpoRecipe, PpoConfig, OnlineMergingConfig, TrainConfig, ModelConfig)
 
 
 def load_value(recipe: PpoRecipe, model: ModelConfig, policy: Policy) -> ScalarModel:
@@ -65,7 +66,7 @@ def load_pretraining(recipe: PpoRecipe, tokenizer: PreTrainedTokenizerBase) -> l
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    rollouts, recipe, ppo, merging, train, model = parse(*KINDS, arguments=arguments)
+    rollouts, sampler, recipe, ppo, merging, train, model = parse(*KINDS, arguments=arguments)
     accelerator = make_accelerator(train, some_parameters_rest=bool(ppo.value_warmup_steps))
     policy, tokenizer = load_policy(model)
     actor_critic = ActorCritic(policy, load_value(recipe, model, policy))
@@ -77,12 +78,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     prompts = load_prompts(rollouts, tokenizer)
     sampling = make_sampling(rollouts, tokenizer, train.seed, rollouts.thinking_budget)
-    engine = make_engine(rollouts, policy.model, tokenizer)
+    engine = make_engine(rollouts, sampler, policy.model, tokenizer, train.output_dir)
     score, pretraining = make_score(rollouts, prompts), load_pretraining(recipe, tokenizer)
     evaluation = make_evaluation(rollouts, tokenizer, engine, sampling)
     budget = train.max_tokens_per_micro_batch
     algorithm = Ppo(actor_critic, engine, prompts, score, ppo, sampling, reference, pretraining, budget)
-    write_settings(train.output_dir, rollouts, recipe, ppo, merging, train, model)
+    write_settings(train.output_dir, rollouts, sampler, recipe, ppo, merging, train, model)
     steps = train.max_steps or ppo.value_warmup_steps + rollouts.steps(prompts, ppo.prompts_per_step)
     optimizer = make_merging_optimizer(actor_critic, train, merging, {"value": ppo.value_learning_rate})
     Trainer(accelerator, actor_critic, tokenizer, algorithm, train, steps, evaluation, optimizer).train()

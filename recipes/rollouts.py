@@ -13,11 +13,11 @@ from alignment.config import check_values
 from alignment.data.load import load_rows
 from alignment.data.prompts import build_prompts
 from alignment.errors import UserError
-from alignment.rollout import TransformersEngine
 from alignment.rollout.episodes import EpisodeEngine, EpisodeLimits
 from alignment.trainer import Evaluation
 from alignment.types import Engine, Prompt, Sampling
 from recipes.common import check_sampling, sample_pass_rate
+from recipes.engines import EngineConfig, make_plain_engine
 from recipes.tools import Tools
 from rewards import RewardRunner
 from rewards.routing import TASK, Router, check_tasks
@@ -129,10 +129,14 @@ def _check_tasks(specs: Sequence[RewardSpec], rows: Sequence[Mapping[str, Any]],
 
 
 def make_engine(
-    recipe: RolloutRecipe, model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase
+    recipe: RolloutRecipe,
+    config: EngineConfig,
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: str,
 ) -> Engine:
-    """The embedded engine; with tools, one whose rollouts are episodes that call them."""
-    engine = TransformersEngine(model, tokenizer, max_rows=recipe.max_rows_in_flight)
+    """The engine of the settings; with tools, one whose rollouts are episodes that call them."""
+    engine = make_plain_engine(config, model, tokenizer, recipe.max_rows_in_flight, folder)
     if not recipe.tools:
         return engine
     limits = EpisodeLimits(recipe.tool_turns, recipe.tool_call_seconds, recipe.tool_seconds, recipe.tool_output_tokens)

@@ -26,10 +26,10 @@ from alignment.data.load import load_rows
 from alignment.data.prompts import build_prompts
 from alignment.errors import UserError
 from alignment.models.load import load_policy
-from alignment.rollout import TransformersEngine
-from alignment.types import Prompt, Sampling
+from alignment.types import Engine, Prompt, Sampling
 from recipes.budget_curve import check_matplotlib, lengths, read_budgets, responses_path, write_curve
 from recipes.common import check_sampling, make_sampling, run, weights_fingerprint
+from recipes.engines import EngineConfig, make_plain_engine
 from recipes.responses import Record, ResponseFile, as_record, settings_of
 from rewards.routed_verifier import find_verifier
 from verifiers import Verdict, verify_all
@@ -74,7 +74,7 @@ class VerifyRecipe:
 
 
 def responses(
-    recipe: VerifyRecipe, engine: TransformersEngine, prompts: Sequence[Prompt], sampling: Sampling, file: ResponseFile
+    recipe: VerifyRecipe, engine: Engine, prompts: Sequence[Prompt], sampling: Sampling, file: ResponseFile
 ) -> list[Record]:
     """A record per response, prompt by prompt; what the file already holds is not made again."""
     known = file.start(prompts)
@@ -116,7 +116,7 @@ def show(records: Sequence[Record], ks: Sequence[int], title: str) -> dict[str, 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Runs the recipe and returns the figures over all domains."""
-    recipe, model = parse(VerifyRecipe, ModelConfig, arguments=arguments)
+    recipe, sampler, model = parse(VerifyRecipe, EngineConfig, ModelConfig, arguments=arguments)
     if recipe.thinking_budgets:
         check_matplotlib()
     try:
@@ -129,7 +129,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     rows = load_rows(recipe.dataset, recipe.dataset_split or None, recipe.max_rows or None)
     prompts = build_prompts(rows, tokenizer, max_prompt_length=recipe.max_prompt_length, source=recipe.dataset)
     sampling = make_sampling(recipe, tokenizer, recipe.seed)
-    engine = TransformersEngine(policy.model, tokenizer, max_rows=recipe.max_rows_in_flight)
+    folder = str(Path(recipe.responses).parent)
+    engine = make_plain_engine(sampler, policy.model, tokenizer, recipe.max_rows_in_flight, folder)
     ks = recipe.k or [2**i for i in range(recipe.samples.bit_length()) if 2**i <= recipe.samples]
     title = f"{recipe.verifier} on {recipe.dataset}"
 

@@ -37,8 +37,8 @@ def prompts(**columns: Any) -> list[Prompt]:
 
 
 @functools.cache
-def _trained_weights() -> dict[str, torch.Tensor]:
-    tokenizer, policy = tiny_tokenizer(), Policy(tiny_model("qwen3", seed=1))
+def _trained_weights(**overrides: Any) -> dict[str, torch.Tensor]:
+    tokenizer, policy = tiny_tokenizer(), Policy(tiny_model("qwen3", seed=1, **overrides))
     chats = [encode_messages(tokenizer, dialogue(*problem)) for problem in PROBLEMS.items()]
     (micro,) = cut([Tree([Segment(chat.token_ids, scored=chat.loss_mask)]) for chat in chats], 10_000)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=4e-3)
@@ -51,8 +51,8 @@ def _trained_weights() -> dict[str, torch.Tensor]:
     return {name: p.detach().clone() for name, p in policy.model.state_dict().items()}
 
 
-def calling_model():
+def calling_model(**overrides: Any):
     """A model that calls the calculator for every problem, mostly. Each call gives a model of its own."""
-    model = tiny_model("qwen3", seed=1)
-    model.load_state_dict(_trained_weights())
+    model = tiny_model("qwen3", seed=1, **overrides)
+    model.load_state_dict(_trained_weights(**overrides))
     return model

@@ -387,7 +387,8 @@ def test_a_grpo_step_trains_the_turns_and_not_the_outputs(settings):
         for micro in cut(batch.trees, 400):
             loss, stats = algorithm.loss(algorithm.policy, micro)
             (loss / batch.units).backward()
-            assert stats["sampler_ratio/mean"][0] / stats["sampler_ratio/mean"][1] == pytest.approx(1, abs=1e-4)
+            if algorithm.measuring:
+                assert stats["sampler_ratio/mean"][0] / stats["sampler_ratio/mean"][1] == pytest.approx(1, abs=1e-4)
     assert "<tool_response>\n144" in seen
     assert all(torch.isfinite(p.grad).all() for p in algorithm.policy.parameters())
     assert episode.stats["episode/tool_calls"][0] > 3 and episode.stats["episode/turns"][1] == 18

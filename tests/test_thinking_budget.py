@@ -280,7 +280,8 @@ def test_grpo_trains_on_what_was_drawn_and_on_nothing_else(settings):
             loss, stats = algorithm.loss(algorithm.policy, micro)
             (loss / batch.units).backward()
             assert stats["ratio/mean"][0] / stats["ratio/mean"][1] == pytest.approx(1, abs=1e-5)
-            assert stats["sampler_ratio/mean"][0] / stats["sampler_ratio/mean"][1] == pytest.approx(1, abs=1e-5)
+            if algorithm.measuring:
+                assert stats["sampler_ratio/mean"][0] / stats["sampler_ratio/mean"][1] == pytest.approx(1, abs=1e-5)
         if algorithm.config.loss == "token":
             assert batch.units == sum(t.scored_tokens for t in batch.trees)
     assert scored > 3

@@ -18,6 +18,7 @@ import torch
 
 from alignment.algorithms.rollouts import (
     add_reward_metrics,
+    generate_together,
     prompts_fingerprint,
     refuse_other_prompts,
     rollout_stats,
@@ -151,6 +152,7 @@ class Distill:
             self.fingerprint = prompts_fingerprint(on_policy.prompts)
             self.order = Curriculum([p.id for p in on_policy.prompts], "random", seed)
         self.reads_policy = self.order is not None
+        self.sends_weights = on_policy is not None and getattr(on_policy.engine, "remote", False)
 
     @property
     def steps_per_epoch(self) -> float:
@@ -197,7 +199,7 @@ class Distill:
             return [], []
         on, c = self.on_policy, self.config
         indices = self.order.take(c.prompts_per_step)[rank() :: world_size()]
-        groups = on.engine.generate([on.prompts[i] for i in indices], c.group_size, on.sampling, step)
+        groups = generate_together(on.engine, [on.prompts[i] for i in indices], c.group_size, on.sampling, step)
         if on.score is not None:
             add_reward_metrics(stats, on.score([r for g in groups for r in g]), len(groups))
         without_reward = {"reward", "reward_std", "unscored"} if on.score is None else set()

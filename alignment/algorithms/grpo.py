@@ -7,7 +7,7 @@ in the order of their score variance). Shapes: P prompts, G samples per prompt, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from alignment.algorithms.rollouts import (
     add_ref_logprobs,
     add_reward_metrics,
     check_prompts,
+    generate_together,
     loss_mask,
     prompts_fingerprint,
     refuse_other_prompts,
@@ -43,6 +44,7 @@ from alignment.losses.policy_gradient import (
 from alignment.models import Policy
 from alignment.models.score import add_logprobs
 from alignment.packing import group
+from alignment.rollout.ahead import Ahead, check_ahead
 from alignment.types import Batch, Engine, Episode, PackedBatch, Prompt, Rollout, Sampling, Segment, Tree
 
 LOSSES: dict[str, SurrogateLoss] = {
@@ -51,6 +53,19 @@ LOSSES: dict[str, SurrogateLoss] = {
     "sequence_mean": sequence_mean_loss,
     "gspo": gspo_loss,
 }
+
+
+class _Batches(list[Batch]):
+    """Tells the algorithm when the first batch is over: from then on the policy is no more the one that sampled."""
+
+    def __init__(self, algorithm: Grpo, batches: Sequence[Batch]):
+        super().__init__(batches)
+        self.algorithm = algorithm
+
+    def __iter__(self) -> Iterator[Batch]:
+        for i, batch in enumerate(super().__iter__()):
+            self.algorithm.measuring = i == 0
+            yield batch
 
 
 @dataclass
@@ -69,6 +84,7 @@ class GrpoConfig:
     kl: Literal["loss", "reward"] = "loss"  # k3 in the loss, or k1 in the reward
     importance_cap: float = 2.0  # of sampler-trainer weights
     old_logprobs: Literal["sampler", "recompute"] = "sampler"
+    async_rollouts: int = 0  # 1: the next episode is sampled while the current one trains (needs engine: vllm)
     mask_truncated: bool = False  # completions cut at max_tokens carry no loss
     resample_prompts: int = 0  # per step, extra prompts to replace groups without signal
     entropy_coef: float = 0.0  # with a band: what it starts from
@@ -82,6 +98,8 @@ class GrpoConfig:
         non_negative = ("clip_eps", "clip_eps_high", "beta", "resample_prompts", "entropy_coef", "entropy_coef_step")
         check_values(self, "0 or more", *non_negative)
         check_values(self, "above 0", "importance_cap")
+        if self.async_rollouts not in (0, 1):
+            raise UserError(f"async_rollouts: {self.async_rollouts} is not valid, it is 0 or 1 step ahead")
         if self.group_size < 2:
             raise UserError(f"group_size: {self.group_size} is not valid, a group needs 2 samples or more")
         if self.mini_batches > self.prompts_per_step:
@@ -95,7 +113,8 @@ class GrpoConfig:
 
 class Grpo:
     """Algorithm for the trainer. `score(rollouts)` sets reward and reward_terms and returns metrics; `reference` is
-    needed only with beta > 0 (None with PEFT: the base model with the adapters off)."""
+    needed only with beta > 0 (None with PEFT: the base model with the adapters off). `steps`: of the whole run, behind
+    which no rollouts are begun; 0 = not known."""
 
     def __init__(
         self,
@@ -108,14 +127,22 @@ class Grpo:
         sampling: Sampling,
         reference: Policy | None = None,
         max_tokens: int = 16384,
+        steps: int = 0,
     ):
         check_prompts(prompts, config.prompts_per_step, sampling)
         self.policy, self.engine, self.prompts, self.score = policy, engine, list(prompts), score
         self.fingerprint = prompts_fingerprint(prompts)
         self.curriculum, self.config, self.sampling, self.reference = curriculum, config, sampling, reference
         self.max_tokens = max_tokens
+        self.sends_weights = getattr(engine, "remote", False)
         self.on_policy = config.mini_batches * config.episode_epochs == 1
         self.entropy = config.entropy_control()
+        self.measuring = True  # the first optimizer step of an episode, before which the policy is the one to compare
+        self.steps = steps
+        self.ahead: Ahead | None = None
+        if config.async_rollouts:
+            check_ahead(engine)
+            self.ahead = Ahead(engine, self.prompts, config.group_size, sampling)
 
     # --- collecting -------------------------------------------------------------------------------------------------
 
@@ -132,9 +159,13 @@ class Grpo:
         if self.config.old_logprobs == "recompute" and not self.on_policy:
             add_logprobs(self.policy, trees, "old_logprobs", self.max_tokens, self.sampling.temperature)
         stats |= {**rollout_stats(groups), "flat_groups": (int(flat_P.sum()), len(flat_P))}
+        if self.ahead:
+            lags = [step - r.policy_step for g in groups for r in g]
+            stats["policy_lag"] = (sum(lags), len(lags))
         if self.entropy.controlled:
             stats["entropy_coef"] = self.entropy.coef
-        return Episode(self._batches(trees, places, flat_P, step), stats, sample_records(groups))
+        batches = _Batches(self, self._batches(trees, places, flat_P, step))
+        return Episode(batches, stats, sample_records(groups))
 
     def _sample(self, step: int) -> tuple[list[list[Rollout]], list[int], dict[str, Any]]:
         """Groups of this rank, scored, and their places among those of all ranks. Groups without signal are replaced
@@ -145,11 +176,9 @@ class Grpo:
         stats: dict[str, Any] = {}
         missing, extra, first = c.prompts_per_step, c.resample_prompts, 0
         while missing:
-            indices = self.curriculum.take(missing)[rank() :: world_size()]
             places = range(first, first + missing)[rank() :: world_size()]
+            groups = self._generate(step, missing, first == 0)
             first += missing
-            # a rank may have no prompt in a late round
-            groups = self.engine.generate([self.prompts[i] for i in indices], c.group_size, self.sampling, step)
             metrics = self.score([r for g in groups for r in g])
             add_reward_metrics(stats, metrics, len(groups))
             signal = [self._has_signal(g) for g in groups]
@@ -165,6 +194,20 @@ class Grpo:
         chosen = set(sorted(gather_objects([place for place, _ in spare]))[:room])
         kept += [(place, g) for place, g in spare if place in chosen]
         return [g for _, g in kept], [place for place, _ in kept], stats
+
+    def _generate(self, step: int, count: int, first_round: bool) -> list[list[Rollout]]:
+        """This rank's groups of the next prompts; none when there are fewer prompts than ranks. With rollouts ahead the
+        first round's are there already, and those of the next step are begun."""
+        ahead = self.ahead if first_round else None
+        ready = ahead.take(step) if ahead else None
+        if ready is None:
+            prompts = [self.prompts[i] for i in self.curriculum.take(count)[rank() :: world_size()]]
+            groups = generate_together(self.engine, prompts, self.config.group_size, self.sampling, step)
+        else:
+            groups = ready[1]
+        if ahead and step + 1 != self.steps:
+            ahead.start(step + 1, self.curriculum.take(self.config.prompts_per_step)[rank() :: world_size()])
+        return groups
 
     def _has_signal(self, group: list[Rollout]) -> bool:
         rewards = np.array([[np.nan if r.reward is None else r.reward for r in group]], dtype=float)
@@ -229,7 +272,9 @@ class Grpo:
         sampler_ratio_N = (old_N - micro.columns["sampler_logprobs"]).exp()
         loss_N = surrogate.loss_N * sampler_ratio_N.clamp(max=c.importance_cap)  # truncated importance weights
         n = logprobs_N.numel()
-        stats = surrogate_stats(surrogate, n) | sampler_stats(sampler_ratio_N, n)
+        stats = surrogate_stats(surrogate, n)
+        if self.measuring:
+            stats |= sampler_stats((detached_N - micro.columns["sampler_logprobs"]).exp(), n)
         if "ref_logprobs" in micro.columns:
             kl_N = k3(logprobs_N, micro.columns["ref_logprobs"])
             stats["kl"] = (kl_N.detach().sum(), n)
@@ -242,14 +287,20 @@ class Grpo:
         return (loss_N * surrogate.norm_N).sum(), stats
 
     def after_update(self, step: int, metrics: Mapping[str, float]) -> None:
-        self.engine.load_weights(self.policy, step)
         self.entropy.observe(metrics)
+        if self.ahead:
+            self.ahead.wait()  # what is being sampled keeps its weights to the end
+        self.engine.load_weights(self.policy, step)
 
     def state_dict(self) -> dict[str, Any]:
-        state = {"curriculum": self.curriculum.state_dict(), "entropy_coef": self.entropy.coef}
-        return {**state, "prompts": self.fingerprint}
+        state = {"prompts": self.fingerprint, "entropy_coef": self.entropy.coef}
+        if self.ahead:
+            state["ahead"] = self.ahead.state_dict()
+        return {**state, "curriculum": self.curriculum.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         refuse_other_prompts(state["prompts"], self.fingerprint)
         self.curriculum.load_state_dict(state["curriculum"])
         self.entropy.coef = state["entropy_coef"]
+        if self.ahead:
+            self.ahead.load_state_dict(state.get("ahead"))

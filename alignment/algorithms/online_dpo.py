@@ -18,6 +18,7 @@ from alignment.algorithms.reference import Reference
 from alignment.algorithms.rollouts import (
     add_reward_metrics,
     check_prompts,
+    generate_together,
     loss_mask,
     prompts_fingerprint,
     refuse_other_prompts,
@@ -67,11 +68,13 @@ class OnlineDpo:
         self.policy, self.engine, self.prompts, self.score = policy, engine, list(prompts), score
         self.fingerprint = prompts_fingerprint(prompts)
         self.config, self.dpo, self.sampling, self.reference = config, dpo, sampling, reference
+        self.sends_weights = getattr(engine, "remote", False)
         self.order = Curriculum([p.id for p in prompts], "random", seed)
 
     def collect(self, step: int) -> Episode:
         indices = self.order.take(self.config.prompts_per_step)[rank() :: world_size()]
-        groups = self.engine.generate([self.prompts[i] for i in indices], self.config.group_size, self.sampling, step)
+        prompts = [self.prompts[i] for i in indices]
+        groups = generate_together(self.engine, prompts, self.config.group_size, self.sampling, step)
         stats: dict[str, Any] = {}
         add_reward_metrics(stats, self.score([r for g in groups for r in g]), len(groups))
         found = [best_and_worst(g) for g in groups]

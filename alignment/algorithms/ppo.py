@@ -19,6 +19,7 @@ from alignment.algorithms.rollouts import (
     add_ref_logprobs,
     add_reward_metrics,
     check_prompts,
+    generate_together,
     loss_mask,
     prompts_fingerprint,
     refuse_other_prompts,
@@ -108,6 +109,7 @@ class Ppo:
             raise UserError("ptx_coef is set but there is no pretraining text: name one with ptx_dataset")
         self.model, self.engine, self.prompts, self.score = model, engine, list(prompts), score
         self.fingerprint = prompts_fingerprint(prompts)
+        self.sends_weights = getattr(engine, "remote", False)
         self.config, self.sampling, self.reference, self.max_tokens = config, sampling, reference, max_tokens
         self.pretraining = Pretraining(pretraining, config.ptx_ratio, sampling.seed)
         self.kl = AdaptiveKl(config.kl_coef, config.kl_target, config.kl_horizon)
@@ -146,7 +148,7 @@ class Ppo:
         prompts = [self.prompts[i] for i in self._take(step)[rank() :: world_size()]]
         known = self.warm_up if self.value_only else {}
         todo = [p for p in prompts if p.id not in known]
-        groups = self.engine.generate(todo, self.config.group_size, self.sampling, step)
+        groups = generate_together(self.engine, todo, self.config.group_size, self.sampling, step)
         stats: dict[str, Any] = {"prompts_sampled": (len(todo), None)}
         add_reward_metrics(stats, self.score([r for g in groups for r in g]) if groups else {}, len(groups))
         trees = [self._tree(g) for g in groups]
@@ -288,10 +290,10 @@ class Ppo:
     # --- between steps ----------------------------------------------------------------------------------------------
 
     def after_update(self, step: int, metrics: Mapping[str, float]) -> None:
-        if step > self.config.value_warmup_steps or not metrics:
-            self.engine.load_weights(self.model.policy, step)
         if "kl/completion" in metrics and step > self.config.value_warmup_steps:
             self.kl.update(metrics["kl/completion"], self.config.prompts_per_step * self.config.group_size)
+        if step > self.config.value_warmup_steps or not metrics:
+            self.engine.load_weights(self.model.policy, step)
 
     def state_dict(self) -> dict[str, Any]:
         state = {"moments": self.moments.state_dict(), "kl_coef": self.kl.coefficient, "warm_up": self.warm_up}

@@ -14,13 +14,13 @@ import torch
 from peft import PeftModel
 
 from alignment.data.curriculum import fingerprint
-from alignment.distributed import gather_objects
+from alignment.distributed import gather_objects, together
 from alignment.errors import UserError
 from alignment.losses.policy_gradient import Surrogate
 from alignment.models import Policy
 from alignment.models.score import add_logprobs
 from alignment.rollout.tools import ERROR
-from alignment.types import Prompt, Rollout, Sampling, Tree
+from alignment.types import Engine, Prompt, Rollout, Sampling, Tree
 
 
 def check_prompts(prompts: Sequence[Prompt], prompts_per_step: int, sampling: Sampling) -> None:
@@ -45,6 +45,15 @@ def refuse_other_prompts(saved: str, now: str) -> None:
             f"the rows of the prompts changed since the checkpoint (fingerprint {saved} then, {now} now): restore the "
             "data file, or start a new run with another output_dir"
         )
+
+
+def generate_together(
+    engine: Engine, prompts: Sequence[Prompt], n: int, sampling: Sampling, step: int
+) -> list[list[Rollout]]:
+    """Rollouts of this rank's prompts. An engine lost on one rank is lost on all, so that they can save and stop."""
+    groups: list[list[Rollout]] = []
+    together(lambda: groups.extend(engine.generate(prompts, n, sampling, step)))
+    return groups
 
 
 def loss_mask(rollout: Rollout) -> np.ndarray:

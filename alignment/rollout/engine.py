@@ -7,11 +7,10 @@ Thinking that reaches its budget is ended by tokens put into the row, which ente
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
@@ -24,14 +23,14 @@ from alignment.packing import TreeLayout, use_tree_attention
 from alignment.rollout.cache import DecodeCache
 from alignment.rollout.extension import Extension
 from alignment.rollout.products import LogitsHead, transposed_weights
-from alignment.rollout.sampling import Drawn, draw, random_stream, truncates
+from alignment.rollout.row import Row, check_length, completion_limit
+from alignment.rollout.sampling import draw, random_stream
 from alignment.rollout.thinking import ThinkingTokens, ThinkingWatch, watches
-from alignment.types import FinishReason, Prompt, Rollout, Sampling
+from alignment.types import Prompt, Rollout, Sampling
 
 MAX_PREFILL_TOKENS = 8192
 FEW_STEPS = 32
 """Completions at most this long do not repay a rearrangement of the weights."""
-NO_TOKENS = np.empty(0, dtype=np.int32)
 
 
 @dataclass(slots=True)
@@ -41,23 +40,6 @@ class Job:
     group: int
     prompt: Prompt
     indices: list[int]
-
-
-@dataclass(slots=True)
-class Row:
-    """A sample being decoded. inserted: where tokens stand that were not drawn, as (start, end)."""
-
-    group: int
-    prompt: Prompt
-    index: int
-    stream: np.random.Generator
-    limit: int
-    token_ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    kept: list[np.ndarray] | None = None
-    finish_reason: FinishReason | None = None
-    watch: ThinkingWatch | None = None
-    inserted: tuple[int, int] | None = None
 
 
 class TransformersEngine:
@@ -74,7 +56,7 @@ class TransformersEngine:
         self.base = cast(PreTrainedModel, base)
         use_tree_attention(self.base)
         self.policy_step = 0
-        self.longest = _longest_sequence(self.base.config)
+        self.longest = longest_sequence(self.base.config)
         self.thinking = ThinkingTokens(tokenizer)
 
     def load_weights(self, model: torch.nn.Module, step: int) -> None:
@@ -118,7 +100,7 @@ class TransformersEngine:
             for place in range(len(rows) - 1, -1, -1):
                 row = rows[place]
                 if row.finish_reason:
-                    done[row.group][row.index] = self._rollout(row, sampling)
+                    done[row.group][row.index] = row.rollout(sampling, self.tokenizer, self.policy_step)
                     cache.remove_row(place)
                     rows[place] = rows[-1]
                     rows.pop()
@@ -130,12 +112,7 @@ class TransformersEngine:
         """Whole groups, or parts of `max_rows` samples of larger ones; by prompt length, so that padding is small."""
         jobs = []
         for group, prompt in enumerate(prompts):
-            length = len(prompt.token_ids)
-            if length == 0 or length >= self.longest:
-                raise UserError(
-                    f"prompt {prompt.id} has {length} tokens; the model takes 1 to {self.longest - 1} and at least one "
-                    "token of answer. Set max_prompt_length."
-                )
+            check_length(prompt, self.longest)
             for start in range(0, n, self.max_rows):
                 jobs.append(Job(group, prompt, list(range(start, min(n, start + self.max_rows)))))
         return sorted(jobs, key=lambda job: len(job.prompt.token_ids))
@@ -193,20 +170,17 @@ class TransformersEngine:
             for index in job.indices:
                 cache.add_row(slot)
                 stream = random_stream(sampling.seed, step, job.prompt.id, index)
-                rows.append(Row(job.group, job.prompt, index, stream, self._limit(job.prompt, sampling)))
+                limit = completion_limit(job.prompt, sampling, self.longest)
+                rows.append(Row(job.group, job.prompt, index, stream, limit))
                 if job.group in budgets:
                     rows[-1].watch = ThinkingWatch(self.thinking, *budgets[job.group])
-                    self._stop_thinking(rows[-1], sampling)  # a budget of 0
+                    rows[-1].stop_thinking(sampling, self.thinking)  # a budget of 0
         repeats = torch.tensor([len(job.indices) for job in jobs], device=logits.device)
         logits = logits.repeat_interleave(repeats, dim=0)
         if any(row.inserted for row in rows):
             logits = logits[[not row.inserted for row in rows]]
         self._draw([row for row in rows if not row.inserted], logits, sampling)
         return rows
-
-    def _limit(self, prompt: Prompt, sampling: Sampling) -> int:
-        longest = min(sampling.max_tokens, self.longest - len(prompt.token_ids))
-        return longest if prompt.max_tokens is None else min(longest, prompt.max_tokens)
 
     def _decode(self, rows: list[Row], cache: DecodeCache, head: LogitsHead, sampling: Sampling) -> None:
         """One more token for every row."""
@@ -247,63 +221,11 @@ class TransformersEngine:
         uniforms = [row.stream.random() for row in rows]
         drawn = draw(logits, uniforms, sampling)
         for place, row in enumerate(rows):
-            self._append(row, place, drawn, sampling)
-
-    def _append(self, row: Row, place: int, drawn: Drawn, sampling: Sampling) -> None:
-        token = drawn.tokens_R[place]
-        row.token_ids.append(token)
-        row.logprobs.append(drawn.logprobs_R[place])
-        if drawn.kept is not None:
-            row.kept = row.kept or []
-            row.kept.append(drawn.kept[place])
-        if token in sampling.stop_token_ids or (sampling.stop and self._ends_with_stop_string(row, sampling)):
-            row.finish_reason = "stop"
-        elif len(row.token_ids) >= row.limit:
-            row.finish_reason = "length"
-        elif row.watch is not None:
-            self._stop_thinking(row, sampling)
-
-    def _stop_thinking(self, row: Row, sampling: Sampling) -> None:
-        """Put the sentence into a row whose thinking has reached its budget. Where it leaves no room for an answer
-        within the model's longest sequence the row goes on as it is, and is cut there."""
-        assert row.watch is not None
-        ids, start = self.thinking.stop_ids, len(row.token_ids)
-        if not row.watch.must_stop(row.token_ids) or start + len(ids) >= row.limit:
-            return
-        row.inserted = (start, start + len(ids))
-        row.token_ids += ids
-        row.logprobs += [math.nan] * len(ids)
-        if truncates(sampling):
-            row.kept = (row.kept or []) + [NO_TOKENS] * len(ids)
-
-    def _ends_with_stop_string(self, row: Row, sampling: Sampling) -> bool:
-        """Whether the newest token completed a stop string; a token holds at least one byte, so few need decoding."""
-        tail = max(len(s.encode()) for s in sampling.stop) + 8
-        text = cast(str, self.tokenizer.decode(row.token_ids[-tail:]))
-        before = cast(str, self.tokenizer.decode(row.token_ids[-tail:-1]))
-        return any(text.count(s) > before.count(s) for s in sampling.stop)
-
-    def _rollout(self, row: Row, sampling: Sampling) -> Rollout:
-        finish_reason, loss_mask = cast(FinishReason, row.finish_reason), None
-        if row.inserted:
-            start, end = row.inserted
-            loss_mask = [not start <= i < end for i in range(len(row.token_ids))]
-            finish_reason = "budget" if finish_reason == "stop" else finish_reason
-        return Rollout(
-            prompt=row.prompt,
-            index=row.index,
-            token_ids=row.token_ids,
-            logprobs=row.logprobs,
-            text=cast(str, self.tokenizer.decode(row.token_ids, skip_special_tokens=True)),
-            finish_reason=finish_reason,
-            policy_step=self.policy_step,
-            temperature=sampling.temperature,
-            loss_mask=loss_mask,
-            kept=row.kept,
-        )
+            kept = None if drawn.kept is None else drawn.kept[place]
+            row.append(drawn.tokens_R[place], drawn.logprobs_R[place], kept, sampling, self.thinking)
 
 
-def _longest_sequence(config) -> int:
+def longest_sequence(config) -> int:
     """Positions the model takes; with a sliding window, up to where the window changes nothing."""
     limits = [config.max_position_embeddings]
     if "sliding_attention" in (getattr(config, "layer_types", None) or ()):

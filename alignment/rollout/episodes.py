@@ -91,6 +91,7 @@ class EpisodeEngine:
     ):
         self.engine, self.tokenizer, self.tools_of, self.longest = engine, tokenizer, tools_of, longest
         self.limits = limits or EpisodeLimits()
+        self.remote = getattr(engine, "remote", False)
 
     def load_weights(self, model: torch.nn.Module, step: int) -> None:
         self.engine.load_weights(model, step)
