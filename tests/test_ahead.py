@@ -57,13 +57,21 @@ def by_token(rollouts):
     return {}
 
 
+def mostly_flat(rollouts):
+    """Groups without signal, but for two prompts: every step has to sample others as well."""
+    for r in rollouts:
+        r.reward = float(r.token_ids[0] % 5) if r.prompt.id in ("p2", "p5") else 1.0
+    return {}
+
+
 def run(folder, steps, engine_settings=None, evaluation=None, **settings):
     policy = Policy(tiny_model("qwen3"))
     engine = Apart(policy, **(engine_settings or {}))
     config = GrpoConfig(**{"prompts_per_step": 3, "group_size": 4, "async_rollouts": 1, **settings})
     curriculum = Curriculum([p.id for p in PROMPTS], "variance", seed=0)
     sampling = Sampling(max_tokens=6, seed=3)
-    algorithm = Grpo(policy, engine, PROMPTS, by_token, curriculum, config, sampling, steps=4)
+    score = mostly_flat if config.resample_prompts else by_token
+    algorithm = Grpo(policy, engine, PROMPTS, score, curriculum, config, sampling, steps=4)
     train = TrainConfig(output_dir=str(folder), learning_rate=3e-3, save_every=1, keep_checkpoints=9)
     Trainer(make_accelerator(train), policy, tiny_tokenizer(), algorithm, train, steps, evaluation).train()
     return policy, engine

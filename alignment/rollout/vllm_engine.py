@@ -196,7 +196,7 @@ class ServerBackend:
         whole = {"max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 0, "ignore_eos": True}
         reply = await self._score(client, server, {"token_ids": ids, "sampling_params": whole, "model": model})
         text = [found[str(i)]["logprob"] for i, found in zip(ids[1:], reply["prompt_logprobs"][1:], strict=True)]
-        behind = {"max_tokens": 1, "temperature": 1.0, "logprobs": 1, "logprob_token_ids": ids[-1:], "seed": 0}
+        behind = self.probe.last_token()
         reply = await self._score(client, server, {"token_ids": ids[:-1], "sampling_params": behind, "model": model})
         top = reply["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
         (last,) = [entry["logprob"] for entry in top if entry["token_id"] == ids[-1]]

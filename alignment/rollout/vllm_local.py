@@ -92,7 +92,7 @@ class LocalBackend:
         ids = probe.token_ids
         whole = self._generate([ids], [{"max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 0, "ignore_eos": True}])
         text = [found[i].logprob for i, found in zip(ids[1:], whole[0].prompt_logprobs[1:], strict=True)]
-        behind = {"max_tokens": 1, "temperature": 1.0, "logprobs": 1, "logprob_token_ids": ids[-1:], "seed": 0}
+        behind = probe.last_token()
         output = self._generate([ids[:-1]], [behind])[0].outputs[0]
         probe.check("vLLM in this process", text, output.logprobs[0][ids[-1]].logprob)
 

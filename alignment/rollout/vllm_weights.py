@@ -90,6 +90,13 @@ class Probe:
             module.training = training
         self.expected = tree.segments[0].columns["probe"][1:]
 
+    def last_token(self) -> dict[str, Any]:
+        """Sampling parameters that ask for the log-probability of the last token, behind the others. As many of the
+        most probable ones are shown as ids are asked for, the drawn one among them: hence a second id."""
+        last = self.token_ids[-1]
+        other = next(i for i in self.token_ids if i != last)
+        return {"max_tokens": 1, "temperature": 1.0, "seed": 0, "logprobs": 2, "logprob_token_ids": [last, other]}
+
     def check(self, where: str, text: Sequence[float], last: float) -> float:
         """The mean difference. text: log-probabilities of every token but the first; last: of the last one alone.
 
