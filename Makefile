@@ -33,8 +33,10 @@ test-slow: $(READY) ## The slow tests: killed processes, several ranks, parity w
 test-vllm: $(READY) $(VLLM_VENV)/.ready ## The tests against real vLLM servers, from an environment of their own
 	VLLM_PYTHON=$(abspath $(VLLM_VENV)/bin/python) $(BIN)/python -m pytest -m vllm
 
-$(VLLM_VENV)/.ready: .ci/make_vllm_env
+$(VLLM_VENV)/.ready: .ci/make_vllm_env pyproject.toml
 	.ci/make_vllm_env $(VLLM_VENV) $(PYTHON)
+	$(VLLM_VENV)/bin/uv pip install -q --python $(VLLM_VENV)/bin/python -e . pytest
+	@touch $@
 
 lint: $(READY) ## ruff and mypy
 	$(BIN)/ruff check .

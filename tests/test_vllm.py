@@ -30,8 +30,8 @@ from alignment.types import Prompt, Sampling, Segment
 from recipes.tools import calculator
 from tests.episodes import calling_model
 from tests.episodes import prompts as episode_prompts
-from tests.tiny import tiny_model, tiny_tokenizer
-from tests.vllm_servers import VllmProcess
+from tests.tiny import tiny_tokenizer
+from tests.vllm_servers import SHAPE, running, start_model
 
 pytestmark = pytest.mark.vllm
 TOKENIZER = tiny_tokenizer()
@@ -40,29 +40,9 @@ OPEN = TOKENIZER.convert_tokens_to_ids("<think>")
 GREEDY = Sampling(max_tokens=24, temperature=0.0)
 
 
-SHAPE = {"tie_word_embeddings": True, "head_dim": 32}
-"""Of the servers' model: vLLM keeps a packed copy of a head that is tied, and knows no narrower heads of attention."""
-
-
-def start_model():
-    return tiny_model("qwen3", seed=4, **SHAPE)
-
-
 @pytest.fixture(scope="module")
-def processes(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("vllm") / "model"
-    start_model().save_pretrained(folder)
-    TOKENIZER.save_pretrained(folder)
-    running = {
-        "first": VllmProcess(folder),
-        "second": VllmProcess(folder),
-        "lora": VllmProcess(folder, "--enable-lora", "--max-lora-rank", "8"),
-    }
-    try:
-        yield {name: process.wait() for name, process in running.items()}
-    finally:
-        for process in running.values():
-            process.kill()
+def processes():
+    return running()
 
 
 def make(processes, folder, model, *names, wait_s=60.0, timeout_s=60.0, adapters=False):
