@@ -44,7 +44,7 @@ class Server:
         try:
             response = await client.request(method, self.url + path, json=body, timeout=timeout_s)
             if response.status_code == 200:
-                return response.json() if response.content else {}
+                return response.json() if "json" in response.headers.get("content-type", "") else response.text
         except (httpx2.RequestError, ValueError) as error:
             raise ServerDown(f"{type(error).__name__} {error}".strip()) from error
         problem = f"status {response.status_code} to {path}: {response.text[:300]}"
