@@ -6,12 +6,16 @@ plain `model.load_weights` fails half-way where a layer was packed, and the serv
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from safetensors import safe_open
 
 
 class WeightUpdates:
     """Called by name, `collective_rpc("load_weights_from", …)`; arguments and results are what JSON can carry."""
+
+    model_runner: Any  # the worker's
 
     def load_weights_from(self, path: str) -> dict[str, int]:
         """Take over all weights of a safetensors file with the names of a checkpoint."""
