@@ -72,6 +72,7 @@ def make_plain_engine(
         return TransformersEngine(model, tokenizer, max_rows=rows)
     weights = weights_folder(config, folder)
     adapters = isinstance(model, PeftModel)
+    backend: ServerBackend | LocalBackend
     if config.vllm_servers:
         servers = Servers(config.vllm_servers, config.vllm_api_key_env, config.vllm_timeout_s, config.vllm_wait_s, rows)
         backend = ServerBackend(servers, weights, adapters)
