@@ -15,10 +15,11 @@ from pathlib import Path
 
 import pytest
 
+from alignment.cli import main
 from verifiers.code import code, current_backend, use_backend
 from verifiers.sandbox import Job, Limits, Sandbox, SandboxError
 from verifiers.sandbox.remote import RemoteSandbox
-from verifiers.sandbox.server import CEILING, create_app, main, parse_request
+from verifiers.sandbox.server import CEILING, create_app, parse_request
 
 pytest.importorskip("starlette", reason="needs the sandbox-server extra")
 pytest.importorskip("uvicorn", reason="needs the sandbox-server extra")
@@ -36,7 +37,7 @@ def address() -> Iterator[str]:
         port = probe.getsockname()[1]
     root = Path(__file__).parent.parent
     environment = {**os.environ, "ALIGN_SANDBOX_TOKEN": TOKEN, "PYTHONPATH": str(root)}
-    command = [sys.executable, "-m", "verifiers.sandbox.server", "--port", str(port), "--workers", "2"]
+    command = [sys.executable, "-m", "alignment.cli", "sandbox-server", "--port", str(port), "--workers", "2"]
     process = subprocess.Popen(command, env=environment, cwd=root)
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
@@ -111,7 +112,7 @@ def test_wrong_token_runs_nothing(address, token):
 
 def test_server_without_a_token_does_not_start(monkeypatch, capsys):
     monkeypatch.delenv("ALIGN_SANDBOX_TOKEN", raising=False)
-    assert main(["--workers", "1"]) == 1
+    assert main(["sandbox-server", "--workers", "1"]) == 1
     assert "ALIGN_SANDBOX_TOKEN" in capsys.readouterr().err
     with pytest.raises(ValueError, match="token"):
         create_app(None, "")  # type: ignore[arg-type]

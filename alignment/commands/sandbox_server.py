@@ -6,10 +6,12 @@ import argparse
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("server", nargs=argparse.REMAINDER, help="options of the server; `-- --help` lists them")
+    from verifiers.sandbox.server import add_options
+
+    add_options(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    from verifiers.sandbox.server import main
+    from verifiers.sandbox.server import serve
 
-    return main([argument for argument in options.server if argument != "--"])
+    return serve(options)

@@ -17,7 +17,6 @@ import hmac
 import json
 import os
 import sys
-from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -103,18 +102,17 @@ def _run(backend: Backend, jobs: list[Job]) -> list[dict[str, Any]]:
     return [outcome.to_json() for outcome in outcomes]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Command line of `align sandbox-server`."""
-    parser = argparse.ArgumentParser(
-        "align sandbox-server", description="Run jobs of other machines in a sandbox here."
-    )
+def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")
     parser.add_argument("--port", type=int, default=8900, help="port to listen on (default %(default)s)")
     parser.add_argument("--workers", type=int, default=None, help="jobs at a time (default: one per core)")
     parser.add_argument("--tier", choices=("namespaces", "flat"), default=None, help="default: the best that works")
     parser.add_argument("--certificate", default=None, help="PEM file of a TLS certificate")
     parser.add_argument("--key", default=None, help="PEM file of the certificate's key")
-    options = parser.parse_args(argv)
+
+
+def serve(options: argparse.Namespace) -> int:
+    """Until it is interrupted. Returns 1, with the reason on standard error, when it cannot start."""
     try:
         import uvicorn
 
@@ -132,7 +130,3 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 1
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
