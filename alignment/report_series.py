@@ -15,7 +15,8 @@ from alignment.metrics import RESERVED
 # (title, unit, pattern of the metric names), in display order; the first match counts.
 FAMILIES = (
     ("Reward", "", r"rewards?([/_].*)?"),
-    ("Pass rate", "%", r"(pass_rate|pass@\d+|accuracy)([/_].*)?"),
+    ("Pass rate", "%", r"(pass_rate|pass@\d+)([/_].*)?"),
+    ("Accuracy", "%", r"accuracy([/_].*)?"),
     ("Loss", "", r"(.*[/_])?loss([/_].*)?"),
     ("Entropy", "nats", r"entropy([/_].*)?"),
     ("KL divergence", "nats", r"(approx_|ref_)?kl([/_].*)?"),

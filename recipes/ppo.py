@@ -56,8 +56,6 @@ def load_value(recipe: PpoRecipe, model: ModelConfig, policy: Policy) -> ScalarM
 
 
 def load_pretraining(recipe: PpoRecipe, tokenizer: PreTrainedTokenizerBase) -> list[Tree]:
-    if not recipe.ptx_dataset:
-        return []
     rows = load_rows(recipe.ptx_dataset, recipe.ptx_split or None)
     with about(recipe.ptx_dataset):
         trees, report = encode_sft_rows([{"text": row.get("text")} for row in rows], tokenizer, recipe.ptx_max_length)
@@ -79,7 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     prompts = load_prompts(rollouts, tokenizer)
     sampling = make_sampling(rollouts, tokenizer, train.seed, rollouts.thinking_budget)
     engine = make_engine(rollouts, sampler, policy.model, tokenizer, train.output_dir)
-    score, pretraining = make_score(rollouts, prompts), load_pretraining(recipe, tokenizer)
+    score = make_score(rollouts, prompts)
+    pretraining = load_pretraining(recipe, tokenizer) if ppo.ptx_coef and recipe.ptx_dataset else []
     evaluation = make_evaluation(rollouts, tokenizer, engine, sampling)
     budget = train.max_tokens_per_micro_batch
     algorithm = Ppo(actor_critic, engine, prompts, score, ppo, sampling, reference, pretraining, budget)
