@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from alignment.metrics import read_json_lines, read_metrics
 from recipes.quickstart.model import write_base_model
@@ -48,6 +49,7 @@ def test_sft_then_grpo_then_pass_rates(data, tmp_path):
     grpo = ["--config", yaml / "grpo.yaml", "--model_name_or_path", tmp_path / "sft" / "model"]
     grpo += ["--dataset", data / "prompts.jsonl", "--eval_dataset", data / "heldout.jsonl", "--max_steps", 2]
     grpo += ["--prompts_per_step", 4, "--group_size", 4, "--max_tokens", 12, "--output_dir", tmp_path / "grpo"]
+    grpo += ["--merge", "ondare", "--merge_base_model", data / "base", "--merge_keep", 0.01]
     out = recipe("grpo", *grpo).stdout
     assert "scored 12/12 prompts" in out
     scores = read_json_lines(tmp_path / "grpo" / "prompt_scores.jsonl")
@@ -55,6 +57,9 @@ def test_sft_then_grpo_then_pass_rates(data, tmp_path):
     assert len(scores) == 13
     assert len(read_metrics(tmp_path / "grpo" / "metrics.jsonl", "train")) == 2
     assert "pass_rate" in read_metrics(tmp_path / "grpo" / "metrics.jsonl", "eval")[-1]
+    before, after = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("sft", "grpo"))
+    moved = sum(int((after[n] != before[n]).sum()) for n in before) / sum(t.numel() for t in before.values())
+    assert 0.005 < moved < 1 - 0.99**4  # Online Merging keeps a hundredth of two terms in two steps
     assert "going on after step 2" in recipe("grpo", *grpo).stdout
 
     verify = ["--model_name_or_path", tmp_path / "grpo" / "model", "--dataset", data / "heldout.jsonl"]

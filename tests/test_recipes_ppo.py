@@ -6,18 +6,21 @@ import pytest
 
 from alignment.metrics import read_metrics
 from tests.test_recipes import ROOT, data, recipe  # noqa: F401  data is a fixture
+from tests.test_recipes_dpo import base_of
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("family", "settings"), [("qwen1", {"value_model": "policy"}), ("qwen1.5", {"value_model": "head"})]
+    ("family", "settings"),
+    [("qwen1", {"value_model": "policy"}), ("qwen1.5", {"value_model": "head", "old_logprobs": "recompute"})],
 )
 def test_two_steps_from_yaml(data, tmp_path, family, settings):  # noqa: F811
+    """The second on a mixture of experts."""
     texts = [json.loads(line)["messages"][-1]["content"] for line in (data / "sft.jsonl").read_text().splitlines()]
     (data / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    arguments = ["--config", ROOT / "recipes" / family / "ppo.yaml", "--model_name_or_path", data / "base"]
+    arguments = ["--config", ROOT / "recipes" / family / "ppo.yaml", "--model_name_or_path", base_of(family, data)]
     arguments += ["--dataset", data / "prompts.jsonl", "--rewards", "verifier:math", "--output_dir", tmp_path]
-    arguments += ["--eval_dataset", data / "heldout.jsonl", "--value_model", settings["value_model"]]
+    arguments += ["--eval_dataset", data / "heldout.jsonl", *(f"--{key}={value}" for key, value in settings.items())]
     arguments += ["--prompts_per_step", 4, "--max_tokens", 8, "--value_warmup_steps", 1, "--max_steps", 2]
     arguments += ["--bf16", "false", "--gradient_checkpointing", "false", "--dtype", "float32"]
     if family == "qwen1":
@@ -26,7 +29,9 @@ def test_two_steps_from_yaml(data, tmp_path, family, settings):  # noqa: F811
     warm_up, step = read_metrics(tmp_path / "metrics.jsonl", "train")
     assert warm_up["grad_norm"] == 0 < warm_up["grad_norm/value"]
     assert step["ratio/mean"] == pytest.approx(1, abs=1e-4)
-    assert ("ptx_loss" in step) == (family == "qwen1")
+    assert ("ptx_loss" in step) == (family == "qwen1") == ("router_aux_loss" not in step)
+    needed = {"explained_variance", "value_loss", "value_clip_fraction", "clip_fraction/low", "clip_fraction/high"}
+    assert step.keys() >= needed | {"kl", "entropy", "reward", "completion_length/mean"}
     assert (tmp_path / "model" / "config.json").is_file() and (tmp_path / "value" / "config.json").is_file()
     assert "pass_rate" in read_metrics(tmp_path / "metrics.jsonl", "eval")[-1]
     assert "going on after step 2" in recipe("ppo", *arguments).stdout

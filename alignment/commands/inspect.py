@@ -19,8 +19,8 @@ NAMES = ("sft", "reward_model", "dpo", "online_dpo", "ppo", "grpo", "distill", "
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", help="YAML file of a recipe")
-    parser.add_argument("--samples", type=int, default=3, help="rows or prompts to show")
-    parser.add_argument("--recipe", choices=NAMES, help="the script it is for; by default known by its keys")
+    parser.add_argument("--samples", type=int, default=3, help="rows or prompts to show; stands before the file")
+    parser.add_argument("--recipe", choices=NAMES, help="the script it is for, known by its keys; before the file")
     parser.add_argument("overrides", nargs=argparse.REMAINDER, help="--key value, as for the recipe")
 
 
