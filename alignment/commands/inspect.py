@@ -30,7 +30,8 @@ def run(options: argparse.Namespace) -> int:
     from alignment.config import parse
     from alignment.models.load import load_tokenizer
 
-    name = options.recipe or recipe_of(options.config, options.overrides)
+    name, others = (options.recipe, []) if options.recipe else recipe_of(options.config, options.overrides)
+    print(f"recipes/{name}.py" + f" (or --recipe {', '.join(others)})" * bool(others))
     configs = parse(*recipe_kinds()[name], arguments=["--config", options.config, *options.overrides])
     tokenizer = load_tokenizer(next(c for c in configs if hasattr(c, "model_name_or_path")).model_name_or_path or "")
     ensure_chat_template(tokenizer)
@@ -50,10 +51,9 @@ def recipe_kinds() -> dict[str, tuple[type, ...]]:
     )
 
 
-def recipe_of(config: str, overrides: list[str]) -> str:
-    """The script that knows all keys of a file; of several the one that the file is named after. Raises UserError when
-    that leaves none or more than one."""
-    from alignment.errors import UserError
+def recipe_of(config: str, overrides: list[str]) -> tuple[str, list[str]]:
+    """The script that knows all keys of a file, and what others do: the one that the file is named after, else the
+    first of NAMES. When none knows all, the nearest, which will say what is wrong with the keys."""
     from alignment.yaml_files import read_yaml
 
     keys = {str(key) for key in read_yaml(config)} - {"env"}
@@ -64,12 +64,10 @@ def recipe_of(config: str, overrides: list[str]) -> str:
     fitting = [name for name in NAMES if keys <= known[name]]
     named = sorted((name for name in fitting or NAMES if name in Path(config).stem), key=len)
     if named:
-        return named[-1]
-    if len(fitting) == 1:
-        return fitting[0]
-    if not fitting:  # the nearest one says what is wrong with the keys
-        return max(NAMES, key=lambda name: len(keys & known[name]))
-    raise UserError(f"{config} may be for {', '.join(fitting)}: say which with --recipe NAME, before the file")
+        return named[-1], []
+    if not fitting:
+        return max(NAMES, key=lambda name: len(keys & known[name])), []
+    return fitting[0], fitting[1:]
 
 
 # --- what is shown ----------------------------------------------------------------------------------------------------
