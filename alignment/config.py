@@ -40,6 +40,9 @@ class TrainConfig:
     )
     bf16: bool = field(default=False, metadata={"help": "bfloat16 autocast; weights stay in their own type."})
     gradient_checkpointing: bool = False
+    activation_offload: bool = field(
+        default=False, metadata={"help": "Checkpointed activations wait in the CPU's memory; implies checkpointing."}
+    )
     router_aux_loss_coef: float | None = field(
         default=None, metadata={"help": "Weight of the routers' load-balancing loss (MoE); default: the model's own."}
     )

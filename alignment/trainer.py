@@ -41,7 +41,7 @@ from alignment.errors import EngineLost, UserError, shorten
 from alignment.metrics import RunLog
 from alignment.models.load import copy_weights
 from alignment.models.router import balances
-from alignment.models.trunk import base_of
+from alignment.models.trunk import base_of, checkpoint_activations
 from alignment.optim.adamw import make_optimizer
 from alignment.packing import cut, empty_batch
 from alignment.schedule import learning_rate_at
@@ -117,9 +117,9 @@ class Trainer:
         self.step = 0
         self.best: float | None = None
         self.parts: Mapping[str, Any] = policy.parts  # type: ignore[assignment]
-        if config.gradient_checkpointing:
+        if config.gradient_checkpointing or config.activation_offload:
             for part in self.parts.values():
-                base_of(part).gradient_checkpointing_enable()
+                checkpoint_activations(base_of(part), config.activation_offload)
         self.balances = balances(policy)
         for balance in self.balances:
             if config.router_aux_loss_coef is not None:

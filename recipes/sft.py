@@ -18,6 +18,7 @@ from alignment.data.load import load_rows
 from alignment.data.sft_rows import encode_sft_rows
 from alignment.errors import UserError, about
 from alignment.models.load import load_policy
+from alignment.models.rope import RopeConfig
 from alignment.trainer import Evaluation, Trainer, make_accelerator
 from recipes.common import run, write_settings
 
@@ -47,7 +48,7 @@ class SftRecipe:
         check_values(self, "0 or more", "max_rows")
 
 
-KINDS = (SftRecipe, TrainConfig, ModelConfig)
+KINDS = (SftRecipe, RopeConfig, TrainConfig, ModelConfig)
 
 
 def load_trees(recipe: SftRecipe, tokenizer, source: str, split: str):
@@ -59,9 +60,9 @@ def load_trees(recipe: SftRecipe, tokenizer, source: str, split: str):
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    recipe, train, model = parse(*KINDS, arguments=arguments)
+    recipe, rope, train, model = parse(*KINDS, arguments=arguments)
     accelerator = make_accelerator(train)
-    policy, tokenizer = load_policy(model)
+    policy, tokenizer = load_policy(model, rope)
     trees, report = load_trees(recipe, tokenizer, recipe.dataset, recipe.dataset_split)
     accelerator.print(report.summary())
     algorithm = Sft(trees, recipe.batch_size, train.seed)
@@ -71,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         accelerator.print(f"held out: {report.summary()}")
         budget = train.max_tokens_per_micro_batch
         evaluation = Evaluation(lambda: heldout_loss(policy, heldout, budget), "loss", higher_is_better=False)
-    write_settings(train.output_dir, recipe, train, model)
+    write_settings(train.output_dir, recipe, rope, train, model)
     steps = train.max_steps or max(1, round(recipe.epochs * algorithm.steps_per_epoch))
     Trainer(accelerator, policy, tokenizer, algorithm, train, steps, evaluation).train()
 

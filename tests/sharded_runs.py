@@ -9,6 +9,7 @@ OUTPUT_DIR/METHOD/CONFIGURATION.
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import os
 import sys
@@ -19,12 +20,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import yaml
+from torch.distributed.tensor import DTensor
 
+from alignment.algorithms.sft import Sft
 from alignment.distributed import rank
 from alignment.models import Policy
 from alignment.sharding import make, read_launch
 from tests.tiny import tiny_model
-from tests.training import train
+from tests.training import rows, train
 from tests.training_distill import train_distill
 from tests.training_dpo import train_dpo
 from tests.training_grpo import train_grpo
@@ -36,6 +39,9 @@ CONFIGURATIONS = Path(__file__).parent.parent / "accelerate_configs"
 METHODS: dict[str, Callable[[str, int, int], Any]] = {
     "sft": lambda folder, steps, every: train(
         folder, steps, policy=Policy(tiny_model("qwen3")), save_every=every, max_tokens_per_micro_batch=60
+    ),
+    "sft_uneven": lambda folder, steps, every: train(  # one row per step: rank 1 has none
+        folder, steps, Sft(rows(), 1, seed=1), Policy(tiny_model("qwen3")), save_every=every
     ),
     "sft_moe": lambda folder, steps, every: train(
         folder, steps, policy=Policy(tiny_model("qwen3_moe")), save_every=every, max_tokens_per_micro_batch=60
@@ -66,15 +72,26 @@ def as_launched(configuration: str) -> None:
             os.environ[f"ACCELERATE_DEEPSPEED_OFFLOAD_{what.upper()}_DEVICE"] = device
 
 
+def live_bytes() -> int:
+    """Of all tensors of this process, each memory block once."""
+    gc.collect()
+    blocks: dict[int, int] = {}
+    for found in gc.get_objects():
+        if isinstance(found, torch.Tensor):
+            tensor = found.to_local() if isinstance(found, DTensor) else found
+            storage = tensor.untyped_storage()
+            blocks[storage.data_ptr()] = storage.nbytes()
+    return sum(blocks.values())
+
+
 def main(output: str, configurations: str, methods: str, steps: str = "12", save_every: str = "0") -> None:
     torch.set_num_threads(1)
-    shares: list[Any] = []
     made = make.make_sharding
+    last: list[Any] = []
 
     def remember(*arguments):
-        sharding = made(*arguments)
-        shares.append(sharding.shares())
-        return sharding
+        last[:] = [made(*arguments)]
+        return last[0]
 
     import alignment.trainer
 
@@ -83,9 +100,13 @@ def main(output: str, configurations: str, methods: str, steps: str = "12", save
         for method in methods.split(","):
             as_launched(configuration)
             folder = Path(output) / method / configuration
-            METHODS[method](str(folder), int(steps), int(save_every))
+            before = live_bytes()
+            trained = METHODS[method](str(folder), int(steps), int(save_every))
+            held = {**dataclasses.asdict(last[0].shares()), "bytes": live_bytes() - before}
+            del trained
+            last.clear()
             if rank() == 0:
-                (folder / "shares.json").write_text(json.dumps(dataclasses.asdict(shares[-1])))
+                (folder / "shares.json").write_text(json.dumps(held))
                 print(f"finished {method} {configuration}", flush=True)
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -51,7 +51,7 @@ def test_every_recipe_that_ships_is_for_one_of_the_scripts(path):
 
 
 def test_published_figures_of_the_recipes():
-    sft, train, _ = parse(*KINDS["sft"], arguments=["--config", str(RECIPES / "qwen1/sft.yaml")])
+    sft, _, train, _ = parse(*KINDS["sft"], arguments=["--config", str(RECIPES / "qwen1/sft.yaml")])
     assert (sft.batch_size, sft.max_length, train.max_steps, train.warmup_steps) == (128, 2048, 4000, 1430)
     assert (train.learning_rate, train.adam_beta2, train.adam_eps) == (2e-6, 0.95, 1e-8)
     recipe, grpo, *_ = parse(*KINDS["grpo"], arguments=["--config", str(RECIPES / "qwen2.5/grpo.yaml")])

@@ -35,7 +35,9 @@ def run(options: argparse.Namespace) -> int:
     configs = parse(*recipe_kinds()[name], arguments=["--config", options.config, *options.overrides])
     tokenizer = load_tokenizer(next(c for c in configs if hasattr(c, "model_name_or_path")).model_name_or_path or "")
     ensure_chat_template(tokenizer)
-    SHOW[name](Inspected(configs, tokenizer, options.samples))
+    shown = Inspected(configs, tokenizer, options.samples)
+    SHOW[name](shown)
+    shown.show_spread()
     return 0
 
 
@@ -84,22 +86,44 @@ class Inspected:
         self.model: Any = self.settings["ModelConfig"]
         self.train: Any = self.settings.get("TrainConfig")  # none where nothing trains
         self.config = load_config(self.model.model_name_or_path or "")
+        self.estimate: MemoryEstimate | None = None
 
     def memory(self, scalar: bool = False, frozen_copies: int = 0) -> Callable[[int, int], MemoryEstimate]:
         """Of the recipe's model, for the tokens of its largest packed row and the most scored positions in one."""
         from alignment.inspect import count_adapters, estimate_memory
 
-        return lambda tokens, scored: estimate_memory(
-            self.config,
-            tokens,
-            scored,
-            parameter_bytes=2 if self.model.dtype in ("bfloat16", "float16") else 4,
-            trainable_parameters=count_adapters(self.config, self.model, scalar),
-            bf16=self.train.bf16,
-            gradient_checkpointing=self.train.gradient_checkpointing,
-            scalar=scalar,
-            frozen_copies=0 if self.model.use_peft else frozen_copies,
-        )
+        def estimate(tokens: int, scored: int) -> MemoryEstimate:
+            self.estimate = estimate_memory(
+                self.config,
+                tokens,
+                scored,
+                parameter_bytes=self.parameter_bytes,
+                trainable_parameters=count_adapters(self.config, self.model, scalar),
+                bf16=self.train.bf16,
+                gradient_checkpointing=self.train.gradient_checkpointing,
+                scalar=scalar,
+                frozen_copies=0 if self.model.use_peft else frozen_copies,
+            )
+            return self.estimate
+
+        return estimate
+
+    @property
+    def parameter_bytes(self) -> int:
+        return 2 if self.model.dtype in ("bfloat16", "float16") else 4
+
+    def show_spread(self) -> None:
+        """Memory and traffic per GPU under every configuration, where something trains."""
+        if self.estimate is None:
+            return
+        from rich.console import Console
+
+        from alignment.memory_plan import model_sizes, spread_table
+
+        own = self.estimate.activations + self.estimate.head + self.estimate.frozen_copies
+        counted = (part // self.parameter_bytes for part in (self.estimate.parameters, self.estimate.gradients))
+        sizes = dataclasses.replace(model_sizes(self.config), **dict(zip(("parameters", "trainable"), counted)))
+        Console(width=120).print(spread_table(sizes, own, self.train.bf16, self.parameter_bytes))
 
     def plan(self, batch_size: int) -> dict[str, Any]:
         """The settings that say how rows become steps."""
@@ -158,7 +182,8 @@ def show_ppo(shown: Inspected) -> None:
     policy, value = shown.memory(frozen_copies=int(ppo.kl_coef > 0)), shown.memory(scalar=True)
 
     def both(tokens: int, scored: int) -> MemoryEstimate:
-        return policy(tokens, scored) + value(tokens, scored)
+        shown.estimate = policy(tokens, scored) + value(tokens, scored)
+        return shown.estimate
 
     own_backbone = shown.settings["PpoRecipe"].value_model != "head"
     _show_sampling(shown, ppo, both if own_backbone else policy, ppo.value_warmup_steps)

@@ -23,7 +23,7 @@ class Rest:
     policy: bool = False
 
 
-@dataclass(slots=True)
+@dataclass
 class PolicyValue:
     """scores: the policy's, None when it was not asked. values_N: one per scored token, of the state before it."""
 

@@ -33,7 +33,7 @@ class ScoreRequest:
     kept_ids_K: torch.Tensor | None = None
 
 
-@dataclass(slots=True)
+@dataclass
 class Scores:
     """logprobs_N: log-probability of each target, nats. entropy_N: entropy of the distribution it came from, nats."""
 
@@ -43,13 +43,15 @@ class Scores:
 
 class ScoringHead(nn.Linear):
     """A linear head that also answers requests: for scores, or any function of (hidden, weight, bias). Being called as
-    a module it works with sharded parameters."""
+    a module it works with sharded parameters; requests are answered by tuples, since hooks look for tensors in these
+    alone."""
 
     def forward(self, hidden: torch.Tensor, request: ScoreRequest | Callable[..., Any] | None = None):
         if request is None:
             return super().forward(hidden)
         if isinstance(request, ScoreRequest):
-            return chunked_scores(hidden, self.weight, self.bias, request)
+            scores = chunked_scores(hidden, self.weight, self.bias, request)
+            return scores.logprobs_N, scores.entropy_N
         return request(hidden, self.weight, self.bias)
 
 
@@ -62,7 +64,7 @@ def install_scoring_head(head: nn.Module) -> None:
 def score(head: nn.Module, hidden_NH: torch.Tensor, request: ScoreRequest) -> Scores:
     """Scores from any head: fused for a ScoringHead, else (LoRA, quantised) chunk by chunk with recomputation."""
     if isinstance(head, ScoringHead):
-        return head(hidden_NH, request)
+        return Scores(*head(hidden_NH, request))
     weight = getattr(head, "weight", None)
     vocabulary = weight.shape[0] if weight is not None and weight.dim() == 2 else head(hidden_NH[:1]).shape[-1]
     parts = []

@@ -122,12 +122,12 @@ class SoftRequest:
     soft_weights_N: torch.Tensor | None = None
     hard_weights_N: torch.Tensor | None = None
 
-    def __call__(self, hidden_NH: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> SoftScores:
-        """Called by a ScoringHead with its parameters."""
-        return SoftScores(*_SoftScores.apply(hidden_NH, weight, bias, self))
+    def __call__(self, hidden_NH: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> tuple:
+        """Called by a ScoringHead with its parameters. Returns the fields of SoftScores."""
+        return _SoftScores.apply(hidden_NH, weight, bias, self)
 
 
-@dataclass(slots=True)
+@dataclass
 class SoftScores:
     """total: the differentiable sum. Without gradient, nats per position: the divergence, the entropies of both
     distributions (the teacher's over its outcomes), and log q of the target (0 without hard weights).
@@ -143,7 +143,7 @@ class SoftScores:
 def soft_score(head: nn.Module, hidden_NH: torch.Tensor, request: SoftRequest) -> SoftScores:
     """From any head: fused for a ScoringHead, else (LoRA, quantised) chunk by chunk with recomputation."""
     if isinstance(head, ScoringHead):
-        return head(hidden_NH, request)
+        return SoftScores(*head(hidden_NH, request))
     total = hidden_NH.sum().float() * 0.0  # so that it depends on the model also without any position
     columns = _Columns(hidden_NH)
     for rows in _chunks(request, hidden_NH.device.type):

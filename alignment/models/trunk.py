@@ -8,6 +8,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
+from alignment.errors import UserError
 from alignment.models.router import RouterBalance
 from alignment.packing import TreeLayout
 from alignment.types import PackedBatch
@@ -16,6 +17,18 @@ from alignment.types import PackedBatch
 def base_of(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
     """The transformers model, adapters (if any) in place."""
     return cast(PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model)
+
+
+def checkpoint_activations(base: PreTrainedModel, offload: bool = False) -> None:
+    """Keep each layer's input only and compute the layer again in the backward pass; with `offload` the inputs wait in
+    the CPU's memory, where they are anyway without a GPU. Raises UserError where transformers is too old for that."""
+    offload = offload and torch.cuda.is_available()
+    if hasattr(base, "activation_checkpointing_enable"):
+        base.activation_checkpointing_enable({"use_reentrant": False}, offload=offload)
+    elif offload:
+        raise UserError("activation_offload: this transformers cannot do it; upgrade it, or use gradient_checkpointing")
+    else:
+        base.gradient_checkpointing_enable({"use_reentrant": False})
 
 
 def packed_hidden_states(base: PreTrainedModel, batch: PackedBatch, balance: RouterBalance | None) -> torch.Tensor:

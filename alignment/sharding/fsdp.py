@@ -33,8 +33,11 @@ class Fsdp2:
         refuse_quantised(policy, "FSDP2")
         names = {id(p): name for name, p in policy.named_parameters(remove_duplicate=False)}
         self.module = self.model = split_off_twin(policy)
-        # gathered in bfloat16 where products are taken in it; gradients are reduced in float32
-        kinds = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if bf16 else MixedPrecisionPolicy()
+        policy.to(self.device)  # the empty weights say where the model computes
+        # gathered in bfloat16 where products are taken in it; gradients are reduced in float32, inputs are autocast's
+        kinds = MixedPrecisionPolicy(cast_forward_inputs=False)
+        if bf16:
+            kinds = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
         mesh = init_device_mesh(self.device.type, (accelerator.num_processes,))
         for layer in decoder_layers(self.module):
             fully_shard(layer, mesh=mesh, mp_policy=kinds)

@@ -34,7 +34,7 @@ class Zero:
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
         import deepspeed
 
-        deepspeed.utils.logger.setLevel("WARNING")
+        deepspeed.utils.logger.setLevel("ERROR")
         # its shared-memory operation for CPUs is compiled at the first start, and a start that is killed meanwhile
         # leaves a lock that all later ones wait for; torch's own collectives serve
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -45,6 +45,7 @@ class Zero:
             refuse_quantised(policy, "ZeRO-3")
         self.module = split_off_twin(policy) if self.stage == 3 else policy
         self.module.to(self.device)
+        policy.to(self.device)
         _split_groups(optimizer, clip_sets(self.module.parts))  # type: ignore[arg-type]
         self.all_updated = sum(p.numel() for group in optimizer.param_groups for p in group["params"])
         self.offloaded = (zero.get("offload_optimizer") or {}).get("device", "none") != "none"
@@ -57,7 +58,9 @@ class Zero:
         self.optimizer = inner
 
     def accumulate(self, last: bool) -> AbstractContextManager[Any]:
-        return self.accelerator.autocast()
+        # autocast would keep a bfloat16 copy of every weight that stage 3 has gathered and let go
+        bf16, cached = self.accelerator.mixed_precision == "bf16", self.stage < 3
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=bf16, cache_enabled=cached)
 
     def backward(self, loss: torch.Tensor, last: bool) -> None:
         self.engine.set_gradient_accumulation_boundary(last)
@@ -181,10 +184,8 @@ def _complete(settings: dict[str, Any], policy: nn.Module) -> dict[str, Any]:
         "stage3_prefetch_bucket_size": int(0.9 * width * width),
         "stage3_param_persistence_threshold": 10 * width,
     }
-    if int(zero["stage"]) == 3:
-        zero.setdefault("stage3_param_persistence_threshold", "auto")
     for name, value in automatic.items():
-        if zero.get(name) == "auto":
+        if zero.get(name, "auto") == "auto":  # DeepSpeed's own default is a bucket of 500 million numbers, always there
             zero[name] = value
     given = {k: v for k, v in settings.items() if v != "auto" and k not in ("optimizer", "scheduler")}
     return {
