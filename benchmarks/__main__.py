@@ -17,10 +17,10 @@ from typing import Any
 import psutil
 
 from benchmarks.roofline import matmul_gflops
-from benchmarks.sides import ROOT, cores, wait_until_quiet
+from benchmarks.sides import ROOT, Skipped, cores, wait_until_quiet
 from benchmarks.tables import fill, read_results
 
-PARTS = ("sft", "reward", "dpo", "grpo", "ppo", "head", "growth", "rollout", "merging")
+PARTS = ("sft", "reward", "dpo", "grpo", "ppo", "distill", "head", "growth", "rollout", "merging")
 RESULTS = Path(__file__).parent / "results"
 DOCUMENT = ROOT / "docs" / "performance.md"
 PACKAGES = ("torch", "transformers", "trl", "accelerate")
@@ -65,22 +65,48 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=cores())
     parser.add_argument("--tables", action="store_true", help="measure nothing, write the tables from the results")
     arguments = parser.parse_args()
-    if not arguments.tables:
-        measure(arguments.only or list(PARTS), arguments.case, arguments.threads)
+    sound = arguments.tables or measure(arguments.only or list(PARTS), arguments.case, arguments.threads)
     DOCUMENT.write_text(fill(DOCUMENT.read_text(), read_results(RESULTS)))
+    if not sound:
+        raise SystemExit(1)
 
 
-def measure(parts: list[str], case: str, threads: int) -> None:
+def measure(parts: list[str], case: str, threads: int) -> bool:
+    """Writes each part's results as they come; a case that fails is reported and left out. True when none failed."""
     if not wait_until_quiet():
         print("other programs are using the machine: figures taken now are marked", flush=True)
     machine = describe(threads)
     write("machine", flat(machine))
+    failed = []
     for part in parts:
-        start = time.monotonic()
+        module = importlib.import_module(f"benchmarks.bench_{part}")
+        start, done = time.monotonic(), []
         print(f"{part} …", flush=True)
-        cases = importlib.import_module(f"benchmarks.bench_{part}").run(threads, case)
-        write(part, {"machine": machine, "cases": cases})
+        for one in module.CASES:
+            if case not in one[0]:
+                continue
+            began = time.monotonic()
+            try:
+                done.append(module.run_case(one, threads))
+                write(part, {"machine": machine, "cases": done})
+                said = summary(done[-1])
+            except Skipped as reason:
+                said = f"skipped: {reason}"
+            except Exception as error:  # the others are still worth having
+                failed.append(f"{part}: {one[0]}")
+                said = f"failed: {error!r}"
+            print(f"  {one[0]}: {said} ({time.monotonic() - began:.0f} s)", flush=True)
         print(f"{part}: {time.monotonic() - start:.0f} s", flush=True)
+    for name in failed:
+        print(f"failed: {name}", flush=True)
+    return not failed
+
+
+def summary(case: dict[str, Any]) -> str:
+    """Seconds of every side, marked when other programs ran meanwhile."""
+    sides = case["sides"].items()
+    text = ", ".join(f"{name} {side['seconds']:.2f} s" for name, side in sides)
+    return text + " (other load)" * any(side.get("disturbed", False) for _, side in sides)
 
 
 if __name__ == "__main__":

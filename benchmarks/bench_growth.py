@@ -1,55 +1,66 @@
-"""How time and memory grow with group size, prompt length, context and vocabulary, ours and TRL's."""
+"""How time and memory grow with group size, prompt length, responses per prompt, context and vocabulary, ours and
+TRL's; and ours alone with the tokens that are distilled."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from benchmarks import bench_dpo, bench_grpo, bench_sft
-from benchmarks.sides import Side, compare
+from benchmarks import bench_distill, bench_dpo, bench_grpo, bench_reward, bench_sft
+from benchmarks.sides import FP32, Side, compare
 
-GROUP_SIZES = (2, 4, 8, 16)
-PROMPT_TOKENS = (64, 256, 1024)
-PAIR_PROMPT_TOKENS = (64, 256, 1024)
-CONTEXTS = (512, 1024, 2048, 4096)
-VOCABULARIES = (4096, 32768, 151936)
-WAYS = ("ours", "shipped", "gpu selection")
+SELECTION = ("ours", "shipped", "gpu selection")
+Point = tuple[str, str, int, str, dict[str, Any], dict, tuple[str, ...]]
 
 
-def _grpo(**changes: int) -> dict[str, Any]:
+def _grpo(**changes: int) -> tuple:
     shape = {**bench_grpo.SHAPE, "prompts": 2, **changes}
-    return {"model": "tiny", "kind": "training", "shape": shape, "beta": 0.0, "settings": bench_grpo.FP32}
+    spec = {"model": "tiny", "kind": "training", "shape": shape, "beta": 0.0, "settings": FP32}
+    return bench_grpo.MODULE, spec, bench_grpo.SAME, SELECTION
 
 
-def _dpo(prompt_tokens: int) -> dict[str, Any]:
+def _dpo(prompt_tokens: int) -> tuple:
     shape = {**bench_dpo.SHAPE, "pairs": 4, "prompt_tokens": prompt_tokens}
-    return bench_dpo.spec_of("tiny", shape, False, bench_dpo.FP32)
+    return bench_dpo.MODULE, bench_dpo.spec_of("tiny", shape, False, FP32), bench_dpo.SAME, SELECTION
 
 
-def _sft(rows: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
-    return {"model": "tiny", "rows": rows, "overrides": overrides, "settings": bench_sft.FP32}
+def _reward(responses: int = 2, prompt_tokens: int = 192) -> tuple:
+    shape = {**bench_reward.SHAPE, "pairs": 2, "responses": responses, "prompt_tokens": prompt_tokens}
+    spec = {"model": "tiny", "shape": shape, "lengths": "fixed", "settings": FP32}
+    return bench_reward.MODULE, spec, bench_reward.SAME, ("ours", "shipped")
 
 
-def points() -> list[tuple[str, int, str, dict[str, Any], dict]]:
-    """(what grows, its value, module, spec, what must agree)."""
-    grpo, sft = bench_grpo.MODULE, bench_sft.MODULE
-    out = [("group size", g, grpo, _grpo(group_size=g), bench_grpo.SAME) for g in GROUP_SIZES]
-    out += [("prompt tokens", n, grpo, _grpo(prompt_tokens=n), bench_grpo.SAME) for n in PROMPT_TOKENS]
-    for n in PAIR_PROMPT_TOKENS:
-        out.append(("prompt tokens of a pair", n, bench_dpo.MODULE, _dpo(n), bench_dpo.SAME))
-    for n in CONTEXTS:
-        out.append(("context", n, sft, _sft({"lengths": "fixed", "rows": 2, "length": n}, {}), bench_sft.SAME))
-    for v in VOCABULARIES:
-        spec = _sft({"lengths": "fixed", "rows": 2}, {"vocab_size": v})
-        out.append(("vocabulary", v, sft, spec, bench_sft.SAME))
-    return out
+def _sft(overrides: dict[str, Any], **rows: int) -> tuple:
+    spec = {"model": "tiny", "rows": {"lengths": "fixed", "rows": 2, **rows}, "overrides": overrides, "settings": FP32}
+    return bench_sft.MODULE, spec, bench_sft.SAME, SELECTION
 
 
-def run(threads: int, only: str = "") -> list[dict[str, Any]]:
-    cases = []
-    for what, value, module, spec, same in points():
-        if only not in what:
-            continue
-        sides = [Side(way, module, {"way": way, **spec}, threads) for way in WAYS]
-        results = compare(sides, same, warm=1, want=3, budget_s=10)
-        cases.append({"name": f"{what} {value}", "what": what, "value": value, "sides": results})
-    return cases
+def _distill(tokens: int) -> tuple:
+    """`tokens` of completions: their number grows, prompts and lengths do not."""
+    new = bench_distill.ONE["new_tokens"]
+    shape = {**bench_distill.ONE, "prompts": tokens // (4 * new), "group_size": 4}
+    spec = bench_distill.spec_of("tiny", "training", shape, bench_distill.REVERSE, FP32)
+    return bench_distill.MODULE, spec, bench_distill.SAME, ("ours",)
+
+
+def points() -> list[Point]:
+    """(name, what grows, its value, module, spec, what must agree, sides)."""
+    grown = [
+        *[("group size", g, _grpo(group_size=g)) for g in (2, 4, 8, 16)],
+        *[("prompt tokens of a group", n, _grpo(prompt_tokens=n)) for n in (64, 512)],
+        *[("prompt tokens of a pair, DPO", n, _dpo(n)) for n in (64, 256, 1024)],
+        *[("prompt tokens of a pair, reward model", n, _reward(prompt_tokens=n)) for n in (64, 1024)],
+        *[("responses per prompt, reward model", n, _reward(responses=n)) for n in (2, 4, 8)],
+        *[("context", n, _sft({}, length=n)) for n in (512, 2048)],
+        *[("vocabulary", v, _sft({"vocab_size": v})) for v in (4096, 32768)],
+        *[("tokens distilled", n, _distill(n)) for n in (1024, 2048, 4096)],
+    ]
+    return [(f"{what} {value}", what, value, *rest) for what, value, rest in grown]
+
+
+CASES = points()
+
+
+def run_case(case: Point, threads: int) -> dict[str, Any]:
+    name, what, value, module, spec, same, ways = case
+    sides = [Side(way, module, {"way": way, **spec}, threads) for way in ways]
+    return {"name": name, "what": what, "value": value, "sides": compare(sides, same, warm=1, want=2, budget_s=6)}

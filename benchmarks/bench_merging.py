@@ -7,11 +7,9 @@ what the optimizer takes beyond weights and gradients: moments, tau, the cache o
 from __future__ import annotations
 
 import ctypes
-import json
-import sys
 from typing import Any
 
-from benchmarks.sides import Gate, Side, compare
+from benchmarks.sides import Gate, Side, compare, serve
 
 MODULE = "benchmarks.bench_merging"
 STEPS = 8
@@ -28,6 +26,8 @@ WAYS: list[tuple[str, dict[str, Any]]] = [
     ("OnTIES, p = 0.01", {"merge": "onties"}),
     ("OnTIES, p = 0.01, K = 8", {"merge": "onties", "merge_every": 8}),
 ]
+
+CASES = [(f"{STEPS} optimizer steps", WAYS)]
 
 
 def run_side(settings: dict[str, Any], gate: Gate) -> None:
@@ -66,15 +66,12 @@ def run_side(settings: dict[str, Any], gate: Gate) -> None:
         gate.step()
 
 
-def run(threads: int, only: str = "") -> list[dict[str, Any]]:
-    sides = [Side(name, MODULE, settings, threads) for name, settings in WAYS]
-    results = compare(sides, {}, warm=2, want=5, budget_s=120)
-    return [{"name": f"{STEPS} optimizer steps", "steps": STEPS, "sides": results}]
-
-
-def main() -> None:
-    run_side(json.loads(sys.argv[2]), Gate())
+def run_case(case: tuple, threads: int) -> dict[str, Any]:
+    """All optimizers in turn."""
+    name, ways = case
+    sides = [Side(way, MODULE, settings, threads) for way, settings in ways]
+    return {"name": name, "steps": STEPS, "sides": compare(sides, {}, warm=1, want=4, budget_s=60)}
 
 
 if __name__ == "__main__":
-    main()
+    serve(run_side)

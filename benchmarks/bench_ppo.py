@@ -9,15 +9,13 @@ first step; in `step` each side samples with its own engine.
 from __future__ import annotations
 
 import itertools
-import json
 import os
-import sys
 import tempfile
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.sides import Gate, Side, compare
+from benchmarks.sides import Gate, Side, Skipped, compare, serve
 from benchmarks.workload import (
     CONFIGS,
     EOS,
@@ -40,9 +38,8 @@ PAIRS = {**SHAPE, "prompts": 32, "group_size": 2}
 
 CASES: list[tuple[str, str, str, dict[str, int]]] = [
     ("tiny given, 64 x 1", "tiny", "given", SHAPE),
-    ("tiny step, 64 x 1", "tiny", "step", SHAPE),
     ("tiny step, 32 x 2", "tiny", "step", PAIRS),
-    ("tiny step, 32 x 2, prompt 384", "tiny", "step", {**PAIRS, "prompt_tokens": 384}),
+    ("small step, 4 x 2", "small", "step", {**PAIRS, "prompts": 4}),
 ]
 
 
@@ -248,7 +245,7 @@ def run_case(case: tuple, threads: int, budget_s: float = 90.0) -> dict[str, Any
     name, model, kind, shape = case
     python = os.environ.get("BENCH_TRL_112", "")
     if not Path(python).is_file():
-        raise SystemExit("BENCH_TRL_112: set it to the python of an environment with trl==1.12.0 (see bench_ppo.py)")
+        raise Skipped("BENCH_TRL_112: set it to the python of an environment with trl==1.12.0 (see bench_ppo.py)")
     spec = {"model": model, "kind": kind, "shape": shape}
     ours = Side("ours", MODULE, {"way": "ours", **spec}, threads)
     theirs = Side(TRL, MODULE, {"way": TRL, **spec}, threads, python=python)
@@ -260,15 +257,5 @@ def run_case(case: tuple, threads: int, budget_s: float = 90.0) -> dict[str, Any
     return {"name": name, "shape": shape, "useful_flops": useful_flops(model, shape, kind), "sides": results}
 
 
-def run(threads: int, only: str = "") -> list[dict[str, Any]]:
-    return [run_case(case, threads) for case in CASES if only in case[0]]
-
-
-def main() -> None:
-    spec = json.loads(sys.argv[2])
-    gate = Gate()
-    (run_ours if spec["way"] == "ours" else run_trl)(spec, gate)
-
-
 if __name__ == "__main__":
-    main()
+    serve(run_ours, run_trl)

@@ -12,7 +12,9 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -24,10 +26,23 @@ CLEAN = 0.06
 
 
 CHECKED = ("loss", "grad_norm", "entropy")
+PATIENCE = 300.0
+"""Seconds after which a side that does not answer is taken to hang."""
+FP32 = {"bf16": False, "gradient_checkpointing": False}
+BF16 = {"bf16": True, "gradient_checkpointing": False}
 
 
 class Differ(AssertionError):
     """The two sides do not compute the same thing, so their times may not be compared."""
+
+
+class Skipped(Exception):
+    """A case that cannot be measured here; its message says what is missing."""
+
+
+def settings_of(settings: dict[str, Any] | str) -> dict[str, Any]:
+    """What both sides are told; with "defaults" nothing, so that each keeps its own."""
+    return {} if settings == "defaults" else settings  # type: ignore[return-value]
 
 
 def cores() -> int:
@@ -95,6 +110,13 @@ class Gate:
         self._watch = Stopwatch()
 
 
+def serve(ours: Callable[[dict, Gate], None], theirs: Callable[[dict, Gate], None] | None = None) -> None:
+    """The child's whole program: runs the way that the spec on the command line names."""
+    spec = json.loads(sys.argv[2])
+    run = ours if theirs is None or spec["way"] == "ours" else theirs
+    run(spec, Gate())
+
+
 @dataclass
 class Side:
     """The parent's end of one process: `python -m MODULE SPEC`."""
@@ -137,12 +159,11 @@ class Side:
         return self.steps[-1]
 
     def stop(self) -> None:
-        if self._process.poll() is None:
+        try:
             self._say("stop")
-            try:
-                self._process.wait(timeout=30)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
+            self._process.wait(timeout=30)
+        except (BrokenPipeError, subprocess.TimeoutExpired):
+            self._process.kill()
         self._log.close()
 
     def _say(self, word: str) -> None:
@@ -152,7 +173,10 @@ class Side:
 
     def _read(self) -> dict:
         assert self._process.stdout is not None
+        watchdog = threading.Timer(PATIENCE, self._process.kill)
+        watchdog.start()
         line = self._process.stdout.readline()
+        watchdog.cancel()
         if not line:
             code = self._process.wait()
             self._log.seek(0)
@@ -196,9 +220,9 @@ def compare(
     same: quantities of the first step that must agree with the first side, with (relative, absolute) tolerances.
     Raises Differ when they do not.
     """
-    for side in sides:
-        side.start()
     try:
+        for side in sides:
+            side.start()
         for side in sides:
             side.ready()
         for i in range(warm):

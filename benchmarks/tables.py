@@ -120,19 +120,21 @@ def head_table(result: dict) -> str:
 
 
 def growth_table(result: dict) -> str:
-    """Seconds and working memory of each side as one quantity grows."""
+    """Seconds and working memory of each side as one quantity grows; a dash where a side has no such way."""
+    names = list(dict.fromkeys(name for case in result["cases"] for name in case["sides"]))
     rows, before = [], ""
     for case in result["cases"]:
-        cells = []
-        for side in case["sides"].values():
-            cells += [_seconds(side["seconds"]), _gigabytes(side["working_mb"])]
-        sides = case["sides"]
-        cells += [ratio(sides[name]["seconds"], sides["ours"]["seconds"]) for name in sides if name != "ours"]
+        found = [case["sides"].get(name) for name in names]
+        cells = [text for side in found for text in _time_and_memory(side)]
+        cells += [ratio(side["seconds"], found[0]["seconds"]) if side else DASH for side in found[1:]]
         rows.append([case["what"] if case["what"] != before else "", f"{case['value']:,}", *cells])
         before = case["what"]
-    names = list(result["cases"][0]["sides"])
     head = ["grows", "value"] + [f"{name} {unit}" for name in names for unit in ("s", "GB")]
-    return markdown(head + [f"time, {name}" for name in names if name != "ours"], rows)
+    return markdown(head + [f"time, {name}" for name in names[1:]], rows)
+
+
+def _time_and_memory(side: dict | None) -> tuple[str, str]:
+    return (_seconds(side["seconds"]), _gigabytes(side["working_mb"])) if side else (DASH, DASH)
 
 
 def rollout_table(result: dict) -> str:
@@ -181,6 +183,7 @@ TABLES: dict[str, Callable[[dict], str]] = {
     "reward": steps_table,
     "grpo": grpo_table,
     "ppo": grpo_table,
+    "distill": steps_table,
     "head": head_table,
     "growth": growth_table,
     "rollout": rollout_table,

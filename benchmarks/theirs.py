@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import time
 from typing import Any
 
 from transformers import Trainer, TrainerCallback
@@ -34,6 +35,19 @@ def common_arguments(settings: dict[str, Any], batch_size: int) -> dict[str, Any
         "use_cpu": True,
         **settings,
     }
+
+
+def time_generation(model, gate: Gate) -> None:
+    """Marks the seconds of `model.generate` as a phase of the step."""
+    generate = model.generate
+
+    def timed(*args, **kwargs):
+        start = time.perf_counter()
+        out = generate(*args, **kwargs)
+        gate.mark("generation", time.perf_counter() - start)
+        return out
+
+    model.generate = timed
 
 
 class GateCallback(TrainerCallback):

@@ -1,5 +1,7 @@
 """The chunked head computes what a dense log-softmax computes, forward and backward."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -61,6 +63,50 @@ def test_scores_and_gradients_equal_the_dense_computation(monkeypatch, limit, bi
     assert torch.allclose(scores.entropy_N, expected[1], atol=1e-5)
     for ours, theirs in zip(grads, expected_grads, strict=True):
         assert torch.allclose(ours, theirs, atol=1e-5)
+
+
+@pytest.mark.parametrize("kept", [False, True])
+@pytest.mark.parametrize("limit", [10 * V * 4, 2**30])
+@pytest.mark.parametrize("module", ["fused", "opaque"])
+def test_a_loss_known_beforehand_gives_the_same_sum_and_gradient(monkeypatch, limit, kept, module):
+    monkeypatch.setattr(head, "MAX_LOGIT_BYTES", limit)
+    hidden, linear, request = problem(bias=True, kept=kept)
+
+    def loss(logprobs, entropy):  # not linear, so every chunk needs its own slopes
+        return loss_of((0.1 * logprobs).exp(), entropy.square())
+
+    expected = loss(*dense(hidden, linear, request))
+    expected_grads = torch.autograd.grad(3 * expected, [hidden, *linear.parameters()])
+    if module == "fused":
+        install_scoring_head(linear)
+    scores = score(linear, hidden, replace(request, loss=loss))
+    grads = torch.autograd.grad(3 * scores.total, [hidden, *linear.parameters()])
+    assert torch.allclose(scores.total, expected, rtol=1e-5)
+    for ours, theirs in zip(grads, expected_grads, strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-4)
+
+
+@pytest.mark.parametrize(("known", "products"), [(True, 3), (False, 4)])
+def test_a_loss_known_beforehand_saves_a_product_of_four(monkeypatch, known, products):
+    monkeypatch.setattr(head, "MAX_LOGIT_BYTES", 20 * V * 4)
+    hidden, linear, request = problem()
+    install_scoring_head(linear)
+    request = replace(request, entropy=False, loss=(lambda logprobs, _: logprobs.sum()) if known else None)
+    calls = 0
+
+    class Count(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            nonlocal calls
+            calls += func._schema.name in ("aten::mm", "aten::addmm_", "aten::addmm")
+            return func(*args, **(kwargs or {}))
+
+    with Count():
+        scores = score(linear, hidden, request)
+        (scores.total if known else scores.logprobs_N.sum()).backward()
+    assert calls == products * 4  # chunks
+    if known:
+        with pytest.raises(RuntimeError, match="once only"):
+            scores.total.backward()
 
 
 def test_kept_logits_are_recomputed_for_a_second_backward():

@@ -24,7 +24,6 @@ from alignment.algorithms.rollouts import (
     rollout_stats,
     sample_records,
 )
-from alignment.algorithms.sft import sft_loss
 from alignment.algorithms.teachers import Teachers, bare
 from alignment.config import check_values
 from alignment.data.curriculum import Curriculum
@@ -225,8 +224,9 @@ class Distill:
 
     def loss(self, model: torch.nn.Module, micro: PackedBatch) -> tuple[torch.Tensor, dict[str, Any]]:
         if self.teachers is None:
-            logprobs_N, hard_N = model(micro).logprobs_N, micro.columns[HARD]
-            return sft_loss(logprobs_N, hard_N), {"nll": (-logprobs_N.detach().sum(), logprobs_N.numel())}
+            hard_N = micro.columns[HARD]
+            scores = model(micro, loss=lambda logprobs_N, _: -(logprobs_N * hard_N).sum())
+            return scores.total, {"nll": (-scores.logprobs_N.sum(), scores.logprobs_N.numel())}
         micro, targets = self.teachers.targets(micro)
         soft_N, hard_N = micro.columns[SOFT], micro.columns[HARD]
         request = SoftRequest(
@@ -238,8 +238,8 @@ class Distill:
             soft_N,
             hard_N if self.config.hard_coef and self.rows is not None else None,
         )
-        scores: SoftScores = model(micro, request)
-        return scores.total, _stats(scores, micro, mixed=self.rows is not None and self.order is not None)
+        soft: SoftScores = model(micro, request)
+        return soft.total, _stats(soft, micro, mixed=self.rows is not None and self.order is not None)
 
     def after_update(self, step: int, metrics: Mapping[str, float]) -> None:
         if self.on_policy is not None:

@@ -261,10 +261,18 @@ class Grpo:
     # --- the loss ---------------------------------------------------------------------------------------------------
 
     def loss(self, model: torch.nn.Module, micro: PackedBatch) -> tuple[torch.Tensor, dict[str, Any]]:
+        temperature = self.sampling.temperature
+        if self.config.loss == "gspo":  # a token's ratio is its completion's, which no chunk of the head holds
+            scores = model(micro, temperature=temperature, entropy=True)
+            return self._loss(micro, scores.logprobs_N, scores.entropy_N)
+        scores = model(micro, temperature=temperature, entropy=True, loss=lambda *at: self._loss(micro, *at)[0])
+        return scores.total, self._loss(micro, scores.logprobs_N, scores.entropy_N)[1]
+
+    def _loss(
+        self, micro: PackedBatch, logprobs_N: torch.Tensor, entropy_N: torch.Tensor
+    ) -> tuple[torch.Tensor, dict[str, Any]]:
         c = self.config
-        scores = model(micro, temperature=self.sampling.temperature, entropy=True)
-        logprobs_N, detached_N = scores.logprobs_N, scores.logprobs_N.detach()
-        old_N = detached_N if self.on_policy else micro.columns["old_logprobs"]
+        old_N = logprobs_N.detach() if self.on_policy else micro.columns["old_logprobs"]
         advantages_N = micro.columns["advantages"]
         surrogate = LOSSES[c.loss](
             logprobs_N, old_N, advantages_N, micro.score_row_N, micro.rows, c.clip_eps, c.clip_eps_high
@@ -280,7 +288,6 @@ class Grpo:
             stats["kl"] = (kl_N.detach().sum(), n)
             if c.kl == "loss":
                 loss_N = loss_N + c.beta * kl_N
-        entropy_N = scores.entropy_N
         stats["entropy"] = (entropy_N.detach().sum(), n)
         if self.entropy.coef:
             loss_N = loss_N - self.entropy.coef * entropy_N

@@ -34,7 +34,7 @@ from alignment.data.epochs import refuse_other_rows
 from alignment.distributed import all_sum, rank, world_size
 from alignment.errors import UserError
 from alignment.losses.advantages import gae
-from alignment.losses.policy_gradient import token_loss
+from alignment.losses.policy_gradient import Surrogate, token_loss
 from alignment.losses.value import clipped_value_loss
 from alignment.models import Policy
 from alignment.models.actor_critic import ActorCritic
@@ -252,19 +252,28 @@ class Ppo:
         ptx_N = columns["ptx_weight"]
         own_N = (ptx_N == 0).float()
         temperature_N = torch.where(ptx_N == 0, self.sampling.temperature, 1.0)
-        out = model(micro, temperature=temperature_N, entropy=True)
-        logprobs_N, sampler_N = out.scores.logprobs_N, columns["sampler_logprobs"]
-        old_N = logprobs_N.detach() if self.on_policy else columns[self.old]
+        sampler_N = columns["sampler_logprobs"]
+
+        def old(logprobs_N: torch.Tensor) -> torch.Tensor:
+            return logprobs_N.detach() if self.on_policy else columns[self.old]
+
+        def surrogate(logprobs_N: torch.Tensor) -> Surrogate:
+            advantages_N = columns["advantages"] * own_N
+            rows = micro.score_row_N, micro.rows
+            return token_loss(logprobs_N, old(logprobs_N), advantages_N, *rows, c.clip_eps, c.clip_eps)
+
+        def policy_loss(logprobs_N: torch.Tensor, _) -> torch.Tensor:
+            weight_N = (old(logprobs_N) - sampler_N).exp()  # 1 where the sampler is the old policy
+            loss = (surrogate(logprobs_N).loss_N * weight_N.clamp(max=c.importance_cap) * own_N).sum()
+            return loss - (logprobs_N * ptx_N).sum() if c.ptx_coef else loss
+
+        out = model(micro, temperature=temperature_N, entropy=True, loss=policy_loss)
+        logprobs_N = out.scores.logprobs_N
         loss, stats = self._value_loss(out.values_N, columns, own_N)
-        surrogate = token_loss(
-            logprobs_N, old_N, columns["advantages"] * own_N, micro.score_row_N, micro.rows, c.clip_eps, c.clip_eps
-        )
-        weight_N = (old_N - sampler_N).exp()  # 1 where the sampler is the old policy
-        loss = loss + (surrogate.loss_N * weight_N.clamp(max=c.importance_cap) * own_N).sum()
         if c.ptx_coef:
-            loss = loss - (logprobs_N * ptx_N).sum()
-            stats["ptx_loss"] = (-(logprobs_N.detach() * (1 - own_N)).sum(), (1 - own_N).sum())
-        return loss, stats | self._policy_stats(surrogate, out.scores, old_N, sampler_N, own_N.bool())
+            stats["ptx_loss"] = (-(logprobs_N * (1 - own_N)).sum(), (1 - own_N).sum())
+        stats |= self._policy_stats(surrogate(logprobs_N), out.scores, old(logprobs_N), sampler_N, own_N.bool())
+        return loss + out.scores.total, stats
 
     def _value_loss(self, values_N, columns: Mapping[str, torch.Tensor], own_N) -> tuple[torch.Tensor, dict[str, Any]]:
         loss_N, clipped_N = clipped_value_loss(

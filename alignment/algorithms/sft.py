@@ -15,11 +15,6 @@ from alignment.packing import cut
 from alignment.types import Batch, Episode, PackedBatch, Tree
 
 
-def sft_loss(logprobs_N: torch.Tensor, weights_N: torch.Tensor | None) -> torch.Tensor:
-    """-sum(weight * log p). Units: the sum of the weights (tokens when there are none)."""
-    return -(logprobs_N if weights_N is None else logprobs_N * weights_N).sum()
-
-
 class Sft:
     """Epochs over `trees`, `batch_size` of them per step over all ranks."""
 
@@ -35,8 +30,9 @@ class Sft:
         return Episode([batch], {"epoch": (step / self.steps_per_epoch, 1)})
 
     def loss(self, model: torch.nn.Module, micro: PackedBatch) -> tuple[torch.Tensor, dict[str, Any]]:
-        logprobs_N = model(micro).logprobs_N
-        return sft_loss(logprobs_N, micro.columns.get("weights")), {}
+        """-sum(weight * log p). Units: the sum of the weights (tokens when there are none)."""
+        weights_N = micro.columns.get("weights", 1.0)
+        return model(micro, loss=lambda logprobs_N, _: -(logprobs_N * weights_N).sum()).total, {}
 
     def after_update(self, step: int, metrics: Mapping[str, float]) -> None:
         pass

@@ -9,7 +9,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
-from alignment.models.head import Scores
+from alignment.models.head import PositionLoss, Scores
 from alignment.models.policy import Policy
 from alignment.models.scalar import ScalarModel
 from alignment.types import PackedBatch
@@ -59,6 +59,7 @@ class ActorCritic(nn.Module):
         batch: PackedBatch,
         temperature: float | torch.Tensor = 1.0,
         entropy: bool = False,
+        loss: PositionLoss | None = None,
         value_only: bool = False,
     ) -> PolicyValue:
         """Both at the scored positions; `value_only` (or rest.policy) leaves the policy out, its backbone untouched by
@@ -72,4 +73,4 @@ class ActorCritic(nn.Module):
             return PolicyValue(None, self.value(batch))
         hidden_TH = self.policy.hidden_states(batch)
         values_N = self.value.read(hidden_TH, batch) if self.shared else self.value(batch)
-        return PolicyValue(self.policy.scores(hidden_TH, batch, temperature, entropy), values_N)
+        return PolicyValue(self.policy.scores(hidden_TH, batch, temperature, entropy, loss), values_N)

@@ -7,7 +7,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
-from alignment.models.head import ScoreRequest, Scores, install_scoring_head, score
+from alignment.models.head import PositionLoss, ScoreRequest, Scores, install_scoring_head, score
 from alignment.models.router import router_balance
 from alignment.models.trunk import base_of, packed_hidden_states
 from alignment.packing import use_tree_attention
@@ -51,14 +51,22 @@ class Policy(nn.Module):
         batch: PackedBatch,
         temperature: float | torch.Tensor = 1.0,
         entropy: bool = False,
+        loss: PositionLoss | None = None,
     ) -> Scores:
         """What the head says at the scored positions of `hidden_states(batch)`; one temperature, or one each."""
         hidden_NH = hidden_TH.index_select(0, batch.score_index_N)
         if isinstance(temperature, torch.Tensor):  # the logits of a head without bias are linear in the hidden states
             hidden_NH, temperature = hidden_NH / temperature[:, None], 1.0
-        request = ScoreRequest(batch.score_target_N, temperature, entropy, batch.kept_offsets_N1, batch.kept_ids_K)
+        kept = batch.kept_offsets_N1, batch.kept_ids_K
+        request = ScoreRequest(batch.score_target_N, temperature, entropy, *kept, loss)
         return score(self.base.get_output_embeddings(), hidden_NH, request)
 
-    def forward(self, batch: PackedBatch, temperature: float = 1.0, entropy: bool = False) -> Scores:
-        """Log-probabilities [N] of the targets (and entropies [N]) at the scored positions."""
-        return self.scores(self.hidden_states(batch), batch, temperature, entropy)
+    def forward(
+        self,
+        batch: PackedBatch,
+        temperature: float = 1.0,
+        entropy: bool = False,
+        loss: PositionLoss | None = None,
+    ) -> Scores:
+        """Log-probabilities [N] of the targets (and entropies [N]) at the scored positions; with a loss its sum."""
+        return self.scores(self.hidden_states(batch), batch, temperature, entropy, loss)

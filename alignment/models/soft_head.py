@@ -12,7 +12,6 @@ weights of its terms are given before.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Protocol
 
 import torch
@@ -21,12 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from alignment.losses.divergence import Compared, Divergence, compare_full, compare_top_k, top_k_of
 from alignment.models import head as limits
-from alignment.models.head import ScoringHead
-
-BLOCK = {"cpu": 2**20, "cuda": 2**24}
-"""Logits that the elementwise passes take at a time: few enough for a CPU's cache, enough to keep a GPU busy."""
-BUFFERS_PER_BLOCK = 6
-"""Of the size of a block, which those passes need."""
+from alignment.models.head import ScoringHead, even_chunks
 
 
 class Targets(Protocol):
@@ -178,20 +172,9 @@ def teacher_top_k(
 # --- chunks -----------------------------------------------------------------------------------------------------------
 
 
-def even_chunks(n: int, size: int) -> list[slice]:
-    """As few runs of at most `size` as there can be, of about the same length."""
-    parts = -(-n // size)
-    ends = [n * i // parts for i in range(parts + 1)] if parts else [0]
-    return [slice(a, b) for a, b in pairwise(ends)]
-
-
-def _block_size(device: str) -> int:
-    return min(BLOCK.get(device, BLOCK["cuda"]), limits.MAX_LOGIT_BYTES // (8 * BUFFERS_PER_BLOCK))
-
-
 def _positions_per_chunk(vocabulary: int, logits_per_position: int, device: str) -> int:
     """As many as leave room for a block within MAX_LOGIT_BYTES."""
-    room = limits.MAX_LOGIT_BYTES - 4 * BUFFERS_PER_BLOCK * _block_size(device)
+    room = limits.MAX_LOGIT_BYTES - 4 * limits.BUFFERS_PER_BLOCK * limits.block_size(device)
     return max(1, room // (4 * vocabulary * logits_per_position))
 
 
@@ -219,7 +202,7 @@ def _compare_chunk(logits_CV: torch.Tensor, request: SoftRequest, rows: slice, c
     targets_C = request.target_ids_N[rows]
     soft_C, hard_C = (None if w is None else w[rows] for w in (request.soft_weights_N, request.hard_weights_N))
     request.targets.open(rows, request.vocabulary, request.temperature)
-    size = max(1, _block_size(logits_CV.device.type) // request.vocabulary)
+    size = max(1, limits.block_size(logits_CV.device.type) // request.vocabulary)
     for block in even_chunks(logits_CV.shape[0], size):
         logits_BV, ids_B1 = logits_CV[block], targets_C[block, None]
         found = request.targets.compare(logits_BV, rows, block, request.divergence)

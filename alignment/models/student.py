@@ -7,7 +7,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
-from alignment.models.head import Scores
+from alignment.models.head import PositionLoss, Scores
 from alignment.models.policy import Policy
 from alignment.models.soft_head import SoftRequest, SoftScores, soft_score
 from alignment.types import PackedBatch
@@ -29,9 +29,11 @@ class Student(nn.Module):
     def device(self) -> torch.device:
         return self.policy.device
 
-    def forward(self, batch: PackedBatch, request: SoftRequest | None = None) -> SoftScores | Scores:
+    def forward(
+        self, batch: PackedBatch, request: SoftRequest | None = None, loss: PositionLoss | None = None
+    ) -> SoftScores | Scores:
         """At the scored positions of a packed row; without a request the log-probabilities of its tokens."""
         if request is None:
-            return self.policy(batch)
+            return self.policy(batch, loss=loss)
         hidden_NH = self.policy.hidden_states(batch).index_select(0, batch.score_index_N)
         return soft_score(self.policy.base.get_output_embeddings(), hidden_NH, request)
