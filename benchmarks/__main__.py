@@ -72,7 +72,7 @@ def main() -> None:
 
 
 def measure(parts: list[str], case: str, threads: int) -> bool:
-    """Writes each part's results as they come; a case that fails is reported and left out. True when none failed."""
+    """Writes each case's result as it comes; one that fails is reported and left out. True when none failed."""
     if not wait_until_quiet():
         print("other programs are using the machine: figures taken now are marked", flush=True)
     machine = describe(threads)
@@ -80,26 +80,42 @@ def measure(parts: list[str], case: str, threads: int) -> bool:
     failed = []
     for part in parts:
         module = importlib.import_module(f"benchmarks.bench_{part}")
-        start, done = time.monotonic(), []
+        start = time.monotonic()
+        result = earlier(part, machine) if case else {"machine": machine, "cases": []}
+        write(part, result)
         print(f"{part} …", flush=True)
         for one in module.CASES:
             if case not in one[0]:
                 continue
             began = time.monotonic()
             try:
-                done.append(module.run_case(one, threads))
-                write(part, {"machine": machine, "cases": done})
-                said = summary(done[-1])
+                done = module.run_case(one, threads)
+                said = summary(done)
+                result["cases"] = [c for c in result["cases"] if c["name"] != one[0]] + [done]
             except Skipped as reason:
                 said = f"skipped: {reason}"
             except Exception as error:  # the others are still worth having
                 failed.append(f"{part}: {one[0]}")
                 said = f"failed: {error!r}"
+            if not case:
+                result["took_s"] = round(time.monotonic() - start)
+            write(part, result)
             print(f"  {one[0]}: {said} ({time.monotonic() - began:.0f} s)", flush=True)
         print(f"{part}: {time.monotonic() - start:.0f} s", flush=True)
     for name in failed:
         print(f"failed: {name}", flush=True)
     return not failed
+
+
+def earlier(part: str, machine: dict[str, Any]) -> dict[str, Any]:
+    """The part's results that are there, if they are of this machine and these packages."""
+    fresh = {"machine": machine, "cases": []}
+    found = read_results(RESULTS).get(part, fresh)
+
+    def facts(result: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in result["machine"].items() if name != "matmul_gflops"}
+
+    return found if facts(found) == facts(fresh) else fresh
 
 
 def summary(case: dict[str, Any]) -> str:

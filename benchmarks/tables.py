@@ -15,13 +15,15 @@ DASH = "–"
 
 
 def fill(document: str, results: dict[str, dict[str, Any]]) -> str:
-    """The document with every table made anew whose results exist. Raises KeyError for an unknown table."""
+    """The document with every table made anew. Raises KeyError for an unknown table."""
 
     def table(match: re.Match) -> str:
         name = match[1]
+        if name in OVERVIEWS:
+            return f"<!-- table: {name} -->\n{OVERVIEWS[name](results)}\n<!-- end -->"
         make = TABLES[name]
-        if name not in results:
-            return match[0]
+        if not results.get(name, {}).get("cases", name == "machine"):
+            return f"<!-- table: {name} -->\nNot measured.\n<!-- end -->"
         return f"<!-- table: {name} -->\n{make(results[name])}\n<!-- end -->"
 
     return re.sub(r"<!-- table: (\S+) -->\n.*?<!-- end -->", table, document, flags=re.DOTALL)
@@ -109,6 +111,56 @@ def grpo_table(result: dict) -> str:
     return markdown([*head, "time", "training", "memory"], rows)
 
 
+Aim = tuple[str, str, str, str, str, float]
+AIMS: list[Aim] = [
+    # work, part, case, TRL's side, what, aimed at
+    ("SFT, vocabulary 4,096, fixed lengths", "sft", "tiny fixed", "shipped", "time", 2.0),
+    ("", "sft", "tiny fixed", "gpu selection", "time", 1.3),
+    ("SFT, vocabulary 4,096, mixed lengths", "sft", "tiny mixed", "shipped", "time", 5.0),
+    ("", "sft", "tiny mixed", "gpu selection", "time", 3.5),
+    ("SFT, vocabulary 151,936, fixed lengths", "sft", "small fixed", "shipped", "time", 7.0),
+    ("", "sft", "small fixed", "gpu selection", "time", 1.3),
+    ("reward model", "reward", "tiny", "shipped", "time", 2.2),
+    ("DPO with a reference", "dpo", "tiny with reference", "shipped", "time", 3.5),
+    ("", "dpo", "tiny with reference", "gpu selection", "time", 2.5),
+    ("DPO, vocabulary 151,936", "dpo", "small precomputed, 4 pairs", "shipped", "time", 10.0),
+    ("GRPO step", "grpo", "tiny step", "shipped", "time", 4.0),
+    ("GRPO training", "grpo", "tiny training", "gpu selection", "time", 3.5),
+    ("GRPO step, vocabulary 151,936", "grpo", "small step, 2 prompts", "shipped", "time", 7.0),
+    ("PPO step", "ppo", "tiny step, 32 x 2", "1.12", "time", 5.0),
+    ("PPO step, vocabulary 151,936", "ppo", "small step, 4 x 2", "1.12", "time", 5.0),
+    ("distillation, 8 samples per prompt", "distill", "tiny training, 8 samples", "shipped", "time", 2.0),
+    ("distillation, 1 sample per prompt", "distill", "tiny training, 1 sample", "shipped", "time", 1.5),
+    ("distillation, vocabulary 151,936", "distill", "small training beside GKD", "gkd", "memory", 3.0),
+    ("rollouts, full length", "rollout", "tiny full", "generate", "time", 3.5),
+    ("rollouts, mixed lengths", "rollout", "tiny mixed", "generate", "time", 4.5),
+]
+
+
+def aims_table(results: dict[str, dict]) -> str:
+    """Every aim that was measured. The last column is the time ratio if ours ran at the rate of a large product."""
+    rows = []
+    for work, part, name, side, what, aim in AIMS:
+        case = next((c for c in results.get(part, {}).get("cases", []) if c["name"] == name), None)
+        if case is None:
+            continue
+        ours, theirs = case["sides"]["ours"], case["sides"][side]
+        key = {"time": "seconds", "memory": "peak_mb"}[what]
+        cells = [work, f"{side}, {what}", f"{aim}×", ratio(theirs[key], ours[key]), DASH]
+        if what == "time" and "useful_flops" in case:
+            rate = results[part]["machine"]["matmul_gflops"]["float32"]
+            cells[-1] = ratio(theirs["seconds"], case["useful_flops"] / rate / 1e9)
+        rows.append(cells)
+    return markdown(["work", "against", "aimed at", "measured", "at the product rate"], rows)
+
+
+def parts_table(results: dict[str, dict]) -> str:
+    """How long each part took to measure."""
+    took = {name: result["took_s"] for name, result in results.items() if "took_s" in result}
+    rows = [[name, f"{seconds / 60:.1f}"] for name, seconds in took.items()]
+    return markdown(["part", "minutes"], [*rows, ["all", f"{sum(took.values()) / 60:.0f}"]])
+
+
 def head_table(result: dict) -> str:
     rows = []
     for case in result["cases"]:
@@ -190,3 +242,6 @@ TABLES: dict[str, Callable[[dict], str]] = {
     "merging": merging_table,
     "machine": machine_table,
 }
+
+OVERVIEWS: dict[str, Callable[[dict[str, dict]], str]] = {"aims": aims_table, "parts": parts_table}
+"""Tables made from several parts."""
