@@ -44,8 +44,8 @@ TEACHERS: dict[str, dict[str, int]] = {
 CASES: list[tuple[str, str, str, dict[str, int], float, dict | str, list[str]]] = [
     ("tiny training, 1 sample", "tiny", "training", ONE, REVERSE, FP32, TRL),
     ("tiny training, 8 samples", "tiny", "training", EIGHT, REVERSE, FP32, TRL),
-    ("tiny training, 8 samples, JSD", "tiny", "training", EIGHT, JSD, FP32, ["gpu selection"]),
-    ("tiny step, 8 samples, defaults", "tiny", "step", EIGHT, REVERSE, "defaults", ["shipped"]),
+    ("tiny training, 2 prompts of 8 samples, JSD", "tiny", "training", EIGHT_OF_TWO, JSD, FP32, ["gpu selection"]),
+    ("tiny step, 2 prompts of 8 samples, defaults", "tiny", "step", EIGHT_OF_TWO, REVERSE, "defaults", ["shipped"]),
     ("small training, 1 sample", "small", "training", ONE, REVERSE, FP32, TRL),
     ("small training beside GKD", "small", "training", ONE, REVERSE, FP32, ["gkd"]),
 ]
@@ -226,7 +226,8 @@ def run_case(case: tuple, threads: int, budget_s: float = 90.0) -> dict[str, Any
     sides = [Side(way, MODULE, {"way": way, **spec}, threads) for way in ("ours", *ways)]
     exact = SAME_GKD if "gkd" in ways else SAME
     same = {} if kind == "step" else exact if settings is FP32 else ROUGHLY
-    results = compare(sides, same, warm=1 if model == "small" else 2, want=3, budget_s=budget_s)
+    warm, want = (1, 2) if model == "small" else (2, 3)
+    results = compare(sides, same, warm, want, budget_s)
     flops = useful_flops(model, shape, kind)
     return {"name": name, "kind": kind, "shape": shape, "useful_flops": flops, "sides": results}
 

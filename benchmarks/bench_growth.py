@@ -8,7 +8,7 @@ from typing import Any
 from benchmarks import bench_distill, bench_dpo, bench_grpo, bench_reward, bench_sft
 from benchmarks.sides import FP32, Side, compare
 
-SELECTION = ("ours", "shipped", "gpu selection")
+SELECTION = ("ours", "gpu selection")
 Point = tuple[str, str, int, str, dict[str, Any], dict, tuple[str, ...]]
 
 
@@ -45,9 +45,9 @@ def _distill(tokens: int) -> tuple:
 def points() -> list[Point]:
     """(name, what grows, its value, module, spec, what must agree, sides)."""
     grown = [
-        *[("group size", g, _grpo(group_size=g)) for g in (2, 4, 8, 16)],
+        *[("group size", g, _grpo(group_size=g)) for g in (2, 8, 16)],
         *[("prompt tokens of a group", n, _grpo(prompt_tokens=n)) for n in (64, 512)],
-        *[("prompt tokens of a pair, DPO", n, _dpo(n)) for n in (64, 256, 1024)],
+        *[("prompt tokens of a pair, DPO", n, _dpo(n)) for n in (64, 1024)],
         *[("prompt tokens of a pair, reward model", n, _reward(prompt_tokens=n)) for n in (64, 1024)],
         *[("responses per prompt, reward model", n, _reward(responses=n)) for n in (2, 4, 8)],
         *[("context", n, _sft({}, length=n)) for n in (512, 2048)],

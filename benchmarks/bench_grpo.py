@@ -209,7 +209,7 @@ def run_case(case: tuple, threads: int, budget_s: float = 90.0) -> dict[str, Any
     spec = {"model": model, "kind": kind, "shape": shape, "beta": beta, "settings": settings_of(settings)}
     sides = [Side(way, MODULE, {"way": way, **spec}, threads) for way in ("ours", *ways)]
     same = {} if kind == "step" else SAME if settings is FP32 else ROUGHLY
-    results = compare(sides, same, warm=1 if model == "small" else 2, want=4, budget_s=budget_s)
+    results = compare(sides, same, warm=1 if model == "small" else 2, want=3, budget_s=budget_s)
     for result in results.values():
         phases, seconds = result["phases"], result["seconds"]
         generation = phases.get("generation", 0.0)

@@ -249,7 +249,7 @@ def run_case(case: tuple, threads: int, budget_s: float = 90.0) -> dict[str, Any
     spec = {"model": model, "kind": kind, "shape": shape}
     ours = Side("ours", MODULE, {"way": "ours", **spec}, threads)
     theirs = Side(TRL, MODULE, {"way": TRL, **spec}, threads, python=python)
-    results = compare([ours, theirs], SAME if kind == "given" else {}, warm=1, want=4, budget_s=budget_s)
+    results = compare([ours, theirs], SAME if kind == "given" else {}, warm=1, want=2, budget_s=budget_s)
     for result in results.values():
         generation = result["phases"].get("generation", 0.0)
         rest = result["seconds"] - generation

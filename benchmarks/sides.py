@@ -26,7 +26,7 @@ CLEAN = 0.06
 
 
 CHECKED = ("loss", "grad_norm", "entropy")
-PATIENCE = 300.0
+PATIENCE = 600.0
 """Seconds after which a side that does not answer is taken to hang."""
 FP32 = {"bf16": False, "gradient_checkpointing": False}
 BF16 = {"bf16": True, "gradient_checkpointing": False}
