@@ -43,7 +43,7 @@ lint: $(READY) ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(READY) ## The side-by-side benchmarks of docs/performance.md (a quiet machine, about an hour)
+bench: $(READY) ## The side-by-side benchmarks of docs/performance.md (a quiet machine, about 35 minutes)
 	$(BIN)/python -m benchmarks
 
 clean: ## Remove the virtual environments and caches (runs/ stays)
