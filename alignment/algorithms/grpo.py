@@ -282,7 +282,7 @@ class Grpo:
         n = logprobs_N.numel()
         stats = surrogate_stats(surrogate, n)
         if self.measuring:
-            stats |= sampler_stats((detached_N - micro.columns["sampler_logprobs"]).exp(), n)
+            stats |= sampler_stats((logprobs_N.detach() - micro.columns["sampler_logprobs"]).exp(), n)
         if "ref_logprobs" in micro.columns:
             kl_N = k3(logprobs_N, micro.columns["ref_logprobs"])
             stats["kl"] = (kl_N.detach().sum(), n)
