@@ -89,7 +89,7 @@ class DistillRecipe(RolloutRecipe):
         return out
 
 
-KINDS = (DistillRecipe, EngineConfig, DistillConfig, TrainConfig, ModelConfig)
+KINDS = (DistillRecipe, DistillConfig, TrainConfig, ModelConfig, EngineConfig)
 
 
 def load_teachers(
@@ -186,7 +186,7 @@ def make_on_policy(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    recipe, sampler, distill, train, model = parse(*KINDS, arguments=arguments)
+    recipe, distill, train, model, sampler = parse(*KINDS, arguments=arguments)
     accelerator = make_accelerator(train)
     policy, tokenizer = load_policy(model)
     policy.to(accelerator.device)

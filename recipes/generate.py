@@ -88,7 +88,7 @@ class GenerateRecipe:
         )
 
 
-KINDS = (GenerateRecipe, EngineConfig, ModelConfig)
+KINDS = (GenerateRecipe, ModelConfig, EngineConfig)
 
 
 def as_record(rollout: Rollout) -> Record:
@@ -160,7 +160,7 @@ def _write_rows(path: Path, name: str, rows: Sequence[dict[str, Any]]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, int]:
     """Runs the recipe and returns the counts."""
-    recipe, sampler, model = parse(*KINDS, arguments=arguments)
+    recipe, model, sampler = parse(*KINDS, arguments=arguments)
     state = PartialState(cpu=not torch.cuda.is_available())
     policy, tokenizer = load_policy(model)
     made_by = fingerprint(weights_fingerprint(policy), tokenizer.chat_template)

@@ -43,7 +43,7 @@ class GrpoRecipe(RolloutRecipe):
             raise UserError(f"pass_rate_band: {self.pass_rate_band} is not valid, give the lowest and the highest rate")
 
 
-KINDS = (GrpoRecipe, EngineConfig, GrpoConfig, OnlineMergingConfig, TrainConfig, ModelConfig)
+KINDS = (GrpoRecipe, GrpoConfig, OnlineMergingConfig, TrainConfig, ModelConfig, EngineConfig)
 
 
 def score_prompts(
@@ -74,7 +74,7 @@ def score_prompts(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    recipe, sampler, grpo, merging, train, model = parse(*KINDS, arguments=arguments)
+    recipe, grpo, merging, train, model, sampler = parse(*KINDS, arguments=arguments)
     accelerator = make_accelerator(train)
     policy, tokenizer = load_policy(model)
     switch_dropout_off(policy)  # a ratio has to compare the same function

@@ -23,11 +23,11 @@ from recipes.common import make_sampling, run, write_settings
 from recipes.engines import EngineConfig
 from recipes.rollouts import RolloutRecipe, load_prompts, make_engine, make_evaluation, make_score
 
-KINDS = (RolloutRecipe, EngineConfig, OnlineDpoConfig, DpoConfig, OnlineMergingConfig, TrainConfig, ModelConfig)
+KINDS = (RolloutRecipe, OnlineDpoConfig, DpoConfig, OnlineMergingConfig, TrainConfig, ModelConfig, EngineConfig)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    recipe, sampler, online, dpo, merging, train, model = parse(*KINDS, arguments=arguments)
+    recipe, online, dpo, merging, train, model, sampler = parse(*KINDS, arguments=arguments)
     accelerator = make_accelerator(train)
     policy, tokenizer = load_policy(model)
     switch_dropout_off(policy)  # policy and reference have to be the same function at the start

@@ -45,7 +45,7 @@ class PpoRecipe:
         check_values(self, "2 or more", "ptx_max_length")
 
 
-KINDS = (RolloutRecipe, EngineConfig, PpoRecipe, PpoConfig, OnlineMergingConfig, TrainConfig, ModelConfig)
+KINDS = (RolloutRecipe, PpoRecipe, PpoConfig, OnlineMergingConfig, TrainConfig, ModelConfig, EngineConfig)
 
 
 def load_value(recipe: PpoRecipe, model: ModelConfig, policy: Policy) -> ScalarModel:
@@ -64,7 +64,7 @@ def load_pretraining(recipe: PpoRecipe, tokenizer: PreTrainedTokenizerBase) -> l
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    rollouts, sampler, recipe, ppo, merging, train, model = parse(*KINDS, arguments=arguments)
+    rollouts, recipe, ppo, merging, train, model, sampler = parse(*KINDS, arguments=arguments)
     accelerator = make_accelerator(train, some_parameters_rest=bool(ppo.value_warmup_steps))
     policy, tokenizer = load_policy(model)
     actor_critic = ActorCritic(policy, load_value(recipe, model, policy))
