@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,6 +47,8 @@ def shorten(value: object, length: int = 80) -> str:
 def as_line(error: UserError | OSError) -> str:
     """The message of an error; of the system's errors the file and what is wrong with it."""
     if isinstance(error, OSError) and error.strerror:
-        return f"{shorten(error.filename, 200)}: {error.strerror}" if error.filename else error.strerror
+        text = f"{shorten(error.filename, 200)}: {error.strerror}" if error.filename else error.strerror
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        return f"{text}. Free space, then start the same command again: what it has saved is kept" if full else text
     text = str(error) or type(error).__name__
     return text if len(text) <= 2000 else f"{text[:1000]} [...] {text[-900:]}"

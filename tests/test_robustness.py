@@ -222,8 +222,25 @@ print("LEFT", [path.name for path in (folder / "checkpoints").glob(".*")])
 """
 
 
+def test_a_full_disk_outside_a_save_is_one_message_with_the_remedy(capsys):
+    def write():
+        with open("/dev/full", "w") as file:  # a real one: every write finds no space
+            file.write("a line of a log")
+
+    with pytest.raises(SystemExit) as end:
+        run(write)
+    assert end.value.code == 2
+    assert "error: No space left on device. Free space, then start the same command again" in capsys.readouterr().err
+
+
+def can_mount() -> bool:
+    return (
+        bool(shutil.which("unshare")) and not subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode
+    )
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(not shutil.which("unshare"), reason="a small disk is made in a mount namespace")
+@pytest.mark.skipif(not can_mount(), reason="the small disk is made in a mount namespace of its own")
 def test_a_full_disk_during_a_save_leaves_the_older_checkpoints(tmp_path):
     """A real one: a file system in memory that a few checkpoints fill. With room again the same command goes on."""
     disk, kept = tmp_path / "disk", tmp_path / "kept"
