@@ -358,7 +358,7 @@ class Fuzzer:
         elif kind == "role":
             message["role"] = self.pick(("system", "tool", "assistant", "user", "gpt", "", "User", "日本語"))
         elif kind == "long":
-            message["content"] = "word " * 30_000
+            message["content"] = "word " * 6_000
         else:
             row[name] = []
         return f"{kind} in {name}"
