@@ -31,7 +31,8 @@ def write_report(path: Path, title: str, stages: list[ReportStage], summary: dic
     """Writes the HTML file `path`, or leaves an older one when something fails.
 
     summary: `{"stages": [{"name", "pass_rate", "ci_low", "ci_high", "problems", "samples", "seconds"}, …], …}`, rates
-    between 0 and 1; other plain values are listed below the table, `headline` replaces the computed one.
+    between 0 and 1; other plain values are listed below the table, `headline` and `headline_label` replace the
+    computed ones.
     """
     folder = Path(__file__).parent
     rows = _stage_rows(summary)
@@ -139,7 +140,7 @@ def _stage_rows(summary: dict[str, Any] | None) -> list[dict[str, Any]]:
 
 def _headline(summary: dict[str, Any] | None, rows: list[dict[str, Any]]) -> dict[str, str]:
     if summary and summary.get("headline"):
-        return {"value": str(summary["headline"]), "label": ""}
+        return {"value": str(summary["headline"]), "label": str(summary.get("headline_label", ""))}
     if not rows:
         return {}
     last = rows[-1]
@@ -151,7 +152,9 @@ def _headline(summary: dict[str, Any] | None, rows: list[dict[str, Any]]) -> dic
 
 
 def _summary_facts(summary: dict[str, Any] | None) -> list[tuple[str, str]]:
-    others = {key: value for key, value in (summary or {}).items() if key not in ("stages", "headline")}
+    others = {
+        key: value for key, value in (summary or {}).items() if key not in ("stages", "headline", "headline_label")
+    }
     return list(_flatten(others))
 
 

@@ -14,7 +14,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from benchmarks import evidence_reward_model, evidence_thinking
+from benchmarks import evidence_distill, evidence_reward_model, evidence_thinking
 from benchmarks.evidence_ppo import ARMS, summarise
 from benchmarks.statistics import interval
 from benchmarks.tables import markdown
@@ -92,6 +92,36 @@ def reward_model_table(results: list[dict[str, Any]]) -> str:
     return markdown(["first stage, share of preferences", "accuracy, %", "gain, points"], rows)
 
 
+def distill_figure(results: list[dict[str, Any]], path: Path) -> None:
+    """Pass rate by what was spent until then: operations, and seconds of a CPU."""
+    figure, panels = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained", sharey=True)
+    start = interval([100 * r["start"] for r in results])[0]
+    teacher = interval([100 * r["teacher"] for r in results])[0]
+    colours = dict(zip(evidence_distill.ARMS, COLOURS.values(), strict=False))
+    for axes, (cost, unit, name) in zip(
+        panels, (("flops", 1e12, "TFLOP of training and sampling"), ("cpu_seconds", 1, "CPU seconds")), strict=True
+    ):
+        for arm, colour in colours.items():
+            places = list(zip(*(r["arms"][arm] for r in results), strict=True))
+            x = [interval([e[cost] / unit for e in place])[0] for place in places]
+            y = [interval([100 * e["pass_rate"] for e in place]) for place in places]
+            axes.plot([0, x[0]], [start, y[0][0]], color=colour, lw=0.8, ls=":")
+            axes.errorbar(x, [m for m, _ in y], [h for _, h in y], fmt="o-", ms=4, capsize=3, color=colour, label=arm)
+        axes.axhline(teacher, color="grey", lw=0.8, ls="--")
+        axes.set(xlabel=name, xlim=(0, None))
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].text(0, teacher, " teacher", va="bottom", fontsize=8, color="grey")
+    panels[0].set(ylabel="held-out pass rate, %")
+    panels[1].legend(frameon=False)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def distill_table(results: list[dict[str, Any]]) -> str:
+    """A line per quantity, a column per arm."""
+    return _columns(evidence_distill.summarise(results), 1)
+
+
 def thinking_figure(results: list[dict[str, Any]], path: Path) -> None:
     """Accuracy by budget, and mode following by kind of test, before and after fusion."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.8), layout="constrained", width_ratios=(1, 1.25))
@@ -144,6 +174,7 @@ def _cell(mean: float, half: float, digits: int) -> str:
 MAKERS: dict[str, tuple[Callable[..., None], Callable[..., str]]] = {
     "evidence_ppo": (ppo_figure, ppo_table),
     "evidence_reward_model": (reward_model_figure, reward_model_table),
+    "evidence_distill": (distill_figure, distill_table),
     "evidence_thinking": (thinking_figure, thinking_table),
 }
 

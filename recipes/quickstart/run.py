@@ -1,9 +1,10 @@
 """The quickstart: a reasoning model from random weights on a CPU, in minutes. `make quickstart`
 
 Makes problems, tokenizer and a small Qwen3-architecture model, then runs the ordinary recipes on them: SFT cold start,
-GRPO with variance-ordered prompts. With --full (`make quickstart FULL=1`) there are also preference pairs of the SFT
-model's own responses, a reward model, and DPO and PPO between SFT and GRPO. Held-out pass rates are measured after each
-stage with the same verifier. Finished stages are not run again; delete the folder to start anew.
+GRPO with variance-ordered prompts, distillation into a smaller student. With --full
+(`make quickstart FULL=1`) there are also preference pairs of the SFT model's own responses, a reward model, and DPO and
+PPO between SFT and GRPO. Held-out pass rates are measured after each stage with the same verifier. Finished stages are
+not run again; delete the folder to start anew.
 """
 
 from __future__ import annotations
@@ -25,13 +26,18 @@ from alignment.errors import UserError
 from alignment.metrics import read_metrics
 from alignment.report import ReportStage, write_report
 from recipes.common import run
-from recipes.quickstart import full
+from recipes.quickstart import full, student
 from recipes.quickstart.model import write_base_model
 from recipes.quickstart.task import make_problems, prompt_rows
 from recipes.quickstart.tokenizer import build_tokenizer
 
 HERE = Path(__file__).parent
 VOCABULARY = 512
+STUDENT_RUNS = (
+    ("Student SFT", "student_sft"),
+    ("Off-policy", "student_off_policy"),
+    ("On-policy", "student_on_policy"),
+)
 FULL_RUNS = (("Reward model", "reward_model"), ("DPO", "dpo"), ("PPO", "ppo"))
 SFT_ROWS, GRPO_PROMPTS, HELDOUT_SFT, HELDOUT_PROBLEMS, HELDOUT_SAMPLES = 8000, 1500, 200, 300, 4
 TERSE_SHARE = 0.4  # of the demonstrations give the result without working it out
@@ -129,7 +135,9 @@ def main() -> None:
         runs += [ReportStage(name, folder / key) for name, key in FULL_RUNS]
     stages.append(stage(folder, grpo_name, "GRPO", grpo, seed))
     runs.append(ReportStage("GRPO", folder / grpo_name))
-    summary["stages"] = stages
+    stages += distill(folder, folder / grpo_name / "model", seed)
+    runs += [ReportStage(name, folder / key) for name, key in STUDENT_RUNS]
+    summary |= {"stages": stages, **headline(stages)}
     (folder / "summary.json").write_text(json.dumps(summary, indent=2))
     report = folder / "report.html"
     write_report(report, "Quickstart", runs, summary)
@@ -139,6 +147,28 @@ def main() -> None:
         interval = f"{m['ci_low']:.1%} – {m['ci_high']:.1%}"
         print(f"Reward model: {m['accuracy']:.1%} of held-out pairs in the right order (95 % interval {interval})")
     print(f"Report: {report}")
+
+
+def distill(folder: Path, teacher: Path, seed: int) -> list[dict[str, Any]]:
+    """The student before and after SFT on demonstrations, and after both kinds of distillation."""
+    if not (folder / "student" / "config.json").is_file():
+        student.write_student(teacher, folder / "student")
+    trainings = (
+        lambda: student.train_sft(folder, seed),
+        lambda: student.train_off_policy(folder, teacher, seed),
+        lambda: student.train_on_policy(folder, teacher, seed),
+    )
+    lines = [stage(folder, "student", "Student", None, seed)]
+    for (title, name), train in zip(STUDENT_RUNS, trainings, strict=True):
+        lines.append(stage(folder, name, title, train, seed))
+    return lines
+
+
+def headline(stages: list[dict[str, Any]]) -> dict[str, str]:
+    """GRPO's pass rate, and what the student has of it by distillation and by SFT."""
+    rate = {s["name"]: f"{s['pass_rate']:.1%}" for s in stages}
+    others = f"base {rate['base']}; smaller student: {rate['On-policy']} distilled, {rate['Student SFT']} by SFT alone"
+    return {"headline": rate["GRPO"], "headline_label": f"pass rate after GRPO ({others})"}
 
 
 def reward_model(folder: Path, seed: int) -> dict[str, float]:
