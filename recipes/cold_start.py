@@ -82,8 +82,6 @@ def read_groups(sources: Sequence[str]) -> dict[str, list[Row]]:
         with about(source):
             for number, record in enumerate(records, 1):
                 check_response(record, number)
-                with about(f"row {number}"):
-                    question_of(record)
         for record in records:
             groups[str(record["prompt_id"])].append(record)
     return groups
