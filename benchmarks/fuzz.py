@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import re
 import shutil
 import signal
@@ -15,8 +16,10 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from tests.fuzz_runs import Ending, run_cases
-from tests.tiny_recipes import write_material
+os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports the hub: made-up names are asked for nowhere
+
+from tests.fuzz_runs import Ending, run_cases  # noqa: E402
+from tests.tiny_recipes import write_material  # noqa: E402
 
 
 def plain(message: str, base: str) -> str:
