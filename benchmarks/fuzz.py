@@ -18,8 +18,8 @@ from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports the hub: made-up names are asked for nowhere
 
-from tests.fuzz_runs import Ending, run_cases  # noqa: E402
-from tests.tiny_recipes import write_material  # noqa: E402
+from tests.fuzz_runs import Ending, run_cases
+from tests.tiny_recipes import write_material
 
 
 def plain(message: str, base: str) -> str:
