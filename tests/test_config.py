@@ -57,9 +57,9 @@ def test_published_figures_of_the_recipes():
     recipe, grpo, *_ = parse(*KINDS["grpo"], arguments=["--config", str(RECIPES / "qwen2.5/grpo.yaml")])
     assert grpo.prompts_per_step * grpo.group_size == 2048
     assert recipe.curriculum == "variance"
-    dpo, _, merging, train, _ = parse(*KINDS["dpo"], arguments=["--config", str(RECIPES / "qwen2.5/dpo.yaml")])
+    dpo, _, merging, train, *_ = parse(*KINDS["dpo"], arguments=["--config", str(RECIPES / "qwen2.5/dpo.yaml")])
     assert (dpo.epochs, train.learning_rate, merging.merge) == (1, 7e-7, "ondare")
-    rollouts, _, ppo, _, train, _ = parse(*KINDS["ppo"], arguments=["--config", str(RECIPES / "qwen1/ppo.yaml")])
+    rollouts, _, ppo, _, train, *_ = parse(*KINDS["ppo"], arguments=["--config", str(RECIPES / "qwen1/ppo.yaml")])
     assert (ppo.value_warmup_steps, ppo.group_size, ppo.kl_coef, ppo.value_clip) == (50, 2, 0.04, 0.15)
     assert (train.learning_rate, ppo.value_learning_rate, rollouts.top_p) == (1e-6, 5e-6, 0.9)
 

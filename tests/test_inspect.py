@@ -243,7 +243,15 @@ def test_lora_trains_its_adapters_and_needs_no_reference_copy(base, capsys):
 
 FAMILIES = ("qwen1", "qwen1.5", "qwen2", "qwen2.5", "qwen2.5-math", "quickstart")
 SHIPPED = sorted(path for family in FAMILIES for path in (RECIPES / family).glob("*.yaml"))
-NAMED = ("online_dpo", "dpo", "grpo", "ppo", "sft", "generate")  # by their files; the others are for reward models
+NAMED = (
+    "online_dpo",
+    "dpo",
+    "grpo",
+    "ppo",
+    "sft",
+    "generate",
+    "distill",
+)  # by their files; the others are for reward models
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda p: str(p.relative_to(RECIPES)))
