@@ -43,12 +43,21 @@ METHODS: dict[str, Callable[[str, int, int], Any]] = {
     "sft_uneven": lambda folder, steps, every: train(  # one row per step: rank 1 has none
         folder, steps, Sft(rows(), 1, seed=1), Policy(tiny_model("qwen3")), save_every=every
     ),
+    # small steps: routers choose their experts by comparing numbers that rounding can swap
     "sft_moe": lambda folder, steps, every: train(
-        folder, steps, policy=Policy(tiny_model("qwen3_moe")), save_every=every, max_tokens_per_micro_batch=60
+        folder,
+        steps,
+        policy=Policy(tiny_model("qwen3_moe")),
+        save_every=every,
+        max_tokens_per_micro_batch=60,
+        learning_rate=1e-3,
     ),
     "reward_model": lambda folder, steps, every: train_reward_model(folder, steps, every, 60),
     "dpo": lambda folder, steps, every: train_dpo(folder, steps, every, 60),
-    "ppo": lambda folder, steps, every: train_ppo(folder, steps, every, mini_batches=2, ptx_coef=0.5),
+    # top-p cuts between hundreds of tokens about as probable, where rounding decides sooner or later: plain sampling
+    "ppo": lambda folder, steps, every: train_ppo(
+        folder, steps, every, mini_batches=2, ptx_coef=0.5, sampling={"top_p": 1.0}
+    ),
     "grpo": lambda folder, steps, every: train_grpo(folder, steps, every),
     "distill": lambda folder, steps, every: train_distill("mixed", folder, steps, every),
 }
