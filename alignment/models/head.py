@@ -70,7 +70,7 @@ class ScoringHead(nn.Linear):
             return super().forward(hidden)
         if isinstance(request, ScoreRequest):
             scores = chunked_scores(hidden, self.weight, self.bias, request)
-            return scores.logprobs_N, scores.entropy_N
+            return scores.logprobs_N, scores.entropy_N, scores.total
         return request(hidden, self.weight, self.bias)
 
 

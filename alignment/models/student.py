@@ -33,7 +33,10 @@ class Student(nn.Module):
         self, batch: PackedBatch, request: SoftRequest | None = None, loss: PositionLoss | None = None
     ) -> SoftScores | Scores:
         """At the scored positions of a packed row; without a request the log-probabilities of its tokens."""
+        # the same modules are called with and without a request: ZeRO-3 gathers ahead along the order it has seen, and
+        # one rank may have no data where another has
+        hidden_TH = self.policy.hidden_states(batch)
         if request is None:
-            return self.policy(batch, loss=loss)
-        hidden_NH = self.policy.hidden_states(batch).index_select(0, batch.score_index_N)
+            return self.policy.scores(hidden_TH, batch, loss=loss)
+        hidden_NH = hidden_TH.index_select(0, batch.score_index_N)
         return soft_score(self.policy.base.get_output_embeddings(), hidden_NH, request)

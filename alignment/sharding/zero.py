@@ -19,6 +19,9 @@ from accelerate import Accelerator
 from torch import nn
 
 from alignment.distributed import all_max, rank, world_size
+from alignment.errors import UserError
+from alignment.models.head import ScoringHead
+from alignment.models.trunk import base_of
 from alignment.sharding.base import Shares, clip_factor, clip_sets, norm_over_ranks
 from alignment.sharding.fsdp import refuse_quantised
 from alignment.sharding.twin import split_off_twin, whole
@@ -43,6 +46,7 @@ class Zero:
         self.stage = int(zero["stage"])
         if self.stage == 3:
             refuse_quantised(policy, "ZeRO-3")
+            _refuse_other_heads(policy)
         self.module = split_off_twin(policy) if self.stage == 3 else policy
         self.module.to(self.device)
         policy.to(self.device)
@@ -137,6 +141,17 @@ class Zero:
             yield self.optimizer.param_groups[owner], flat, gradients
 
 
+def _refuse_other_heads(policy: nn.Module) -> None:
+    """A head with adapters is called once per chunk of positions, on each rank another number of times."""
+    for part in policy.parts.values():  # type: ignore[union-attr, operator]
+        head = base_of(part).get_output_embeddings()
+        if head is not None and not isinstance(head, ScoringHead):
+            raise UserError(
+                "lora_target_modules: adapters on lm_head do not go with ZeRO-3; leave it out, or use "
+                "accelerate_configs/fsdp2.yaml"
+            )
+
+
 def _split_groups(optimizer: torch.optim.Optimizer, sets: dict[str, list[nn.Parameter]]) -> None:
     """Groups of one part each, since a partition is cut from one group and parts are clipped by themselves."""
     part_of = {id(p): name for name, parameters in sets.items() for p in parameters}
@@ -175,8 +190,6 @@ def _offloadable(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
 
 def _complete(settings: dict[str, Any], policy: nn.Module) -> dict[str, Any]:
     """DeepSpeed's configuration. Micro-batches, clipping and precision are the trainer's."""
-    from alignment.models.trunk import base_of
-
     width = max(base_of(part).config.get_text_config().hidden_size for part in policy.parts.values())  # type: ignore[union-attr, operator]
     zero = copy.deepcopy(settings["zero_optimization"])
     automatic = {
