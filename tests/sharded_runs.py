@@ -54,9 +54,17 @@ METHODS: dict[str, Callable[[str, int, int], Any]] = {
     ),
     "reward_model": lambda folder, steps, every: train_reward_model(folder, steps, every, 60),
     "dpo": lambda folder, steps, every: train_dpo(folder, steps, every, 60),
-    # top-p cuts between hundreds of tokens about as probable, where rounding decides sooner or later: plain sampling
+    # plain sampling, since top-p cuts between hundreds of tokens about as probable, where rounding decides sooner or
+    # later; and small steps, since the gradient is large
     "ppo": lambda folder, steps, every: train_ppo(
-        folder, steps, every, mini_batches=2, ptx_coef=0.5, sampling={"top_p": 1.0}
+        folder,
+        steps,
+        every,
+        mini_batches=2,
+        ptx_coef=0.5,
+        sampling={"top_p": 1.0},
+        learning_rate=3e-4,
+        value_learning_rate=5e-4,
     ),
     "grpo": lambda folder, steps, every: train_grpo(folder, steps, every),
     "distill": lambda folder, steps, every: train_distill("mixed", folder, steps, every),

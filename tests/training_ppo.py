@@ -61,8 +61,18 @@ def make_ppo(model: ActorCritic, score=reward_low_tokens, sampling: dict[str, An
     )
 
 
-def train_ppo(folder: str, steps: int = 5, save_every: int = 0, model=None, algorithm=None, **settings) -> ActorCritic:
-    config = TrainConfig(output_dir=folder, learning_rate=3e-3, max_tokens_per_micro_batch=80, save_every=save_every)
+def train_ppo(
+    folder: str,
+    steps: int = 5,
+    save_every: int = 0,
+    model=None,
+    algorithm=None,
+    learning_rate: float = 3e-3,
+    **settings,
+) -> ActorCritic:
+    config = TrainConfig(
+        output_dir=folder, learning_rate=learning_rate, max_tokens_per_micro_batch=80, save_every=save_every
+    )
     accelerator = make_accelerator(config, some_parameters_rest=True)
     model = model or tiny_actor_critic()
     algorithm = algorithm or make_ppo(model, **settings)

@@ -50,7 +50,12 @@ class Zero:
         self.module = split_off_twin(policy) if self.stage == 3 else policy
         self.module.to(self.device)
         policy.to(self.device)
-        _split_groups(optimizer, clip_sets(self.module.parts))  # type: ignore[arg-type]
+        sets = clip_sets(self.module.parts)  # type: ignore[arg-type]
+        _split_groups(optimizer, sets)
+        self.reached: set[str] = set()  # parts that the gradient came to
+        for name, parameters in sets.items():
+            for p in parameters:
+                p.register_hook(lambda gradient, name=name: self.reached.add(name))
         self.all_updated = sum(p.numel() for group in optimizer.param_groups for p in group["params"])
         self.offloaded = (zero.get("offload_optimizer") or {}).get("device", "none") != "none"
         inner = _offloadable(optimizer) if self.offloaded else optimizer
@@ -84,12 +89,13 @@ class Zero:
                     gradient.mul_(factor)
             for group in self.optimizer.param_groups:
                 if group["part"] == part:
-                    group["rests"] = norm == 0
+                    group["rests"] = part not in self.reached  # a gradient of zeros moves weights by Adam's momentum
             norms[part] = torch.tensor(norm)
         return norms
 
     def step(self) -> None:
         self.engine.step()
+        self.reached.clear()
 
     def whole(self, for_saving: bool = False) -> AbstractContextManager[Any]:
         if self.stage < 3:
