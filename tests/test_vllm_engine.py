@@ -293,12 +293,16 @@ def test_the_probe_tells_right_weights_from_others():
     model = tiny_model("qwen3")
     probe = Probe(TOKENIZER, 512, "torch.float32")
     probe.measure(Policy(model))
-    assert len(probe.token_ids) == 192 and probe.expected.shape == (191,)
+    assert len(probe.token_ids) == 192 and probe.expected.shape == (12,)
+    assert [len(r.token_ids) for r in probe.requests()] == probe.places and probe.places[-1] == 191
+    assert [r.params["logprob_token_ids"][0] for r in probe.requests()] == [probe.token_ids[i] for i in probe.places]
     right = probe.expected + 1e-4
-    assert probe.check("here", right, right[-1]) == pytest.approx(1e-4, rel=0.1)
-    for text, last in ((right + 0.01, right[-1]), (right, right[-1] + 0.1), (right * np.nan, right[-1])):
+    assert probe.check("here", right) == pytest.approx(1e-4, rel=0.1)
+    one_off = right.copy()
+    one_off[3] += 0.03  # a mean of 0.0026
+    for found in (right + 0.01, one_off, right * np.nan):
         with pytest.raises(EngineLost, match="does not have the policy's weights"):
-            probe.check("here", text, last)
+            probe.check("here", found)
     assert Probe(TOKENIZER, 512, "bfloat16").tolerance > probe.tolerance
     assert Probe(TOKENIZER, 512, "bfloat16", 0.5).tolerance == 0.5
 

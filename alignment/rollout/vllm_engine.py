@@ -8,6 +8,7 @@ samples, and min_p is applied before top_k and top_p.
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import uuid
 from collections.abc import Sequence
@@ -25,7 +26,7 @@ from alignment.models import Policy
 from alignment.rollout.engine import longest_sequence
 from alignment.rollout.thinking import ThinkingTokens
 from alignment.rollout.vllm_nccl import NcclUpdates, nccl_updates
-from alignment.rollout.vllm_sample import Sample, make_samples
+from alignment.rollout.vllm_sample import Request, Sample, make_samples
 from alignment.rollout.vllm_servers import GENERATE, START, Server, ServerDown, Servers
 from alignment.rollout.vllm_weights import ADAPTER, Probe, WeightFolder
 from alignment.types import Prompt, Rollout, Sampling
@@ -192,18 +193,17 @@ class ServerBackend:
 
     async def _prove(self, client: httpx2.AsyncClient, server: Server) -> None:
         assert self.probe is not None
-        ids, model = self.probe.token_ids, ADAPTER if self.adapters else None
-        whole = {"max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 0, "ignore_eos": True}
-        reply = await self._score(client, server, {"token_ids": ids, "sampling_params": whole, "model": model})
-        text = [found[str(i)]["logprob"] for i, found in zip(ids[1:], reply["prompt_logprobs"][1:], strict=True)]
-        behind = self.probe.last_token()
-        reply = await self._score(client, server, {"token_ids": ids[:-1], "sampling_params": behind, "model": model})
-        top = reply["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
-        (last,) = [entry["logprob"] for entry in top if entry["token_id"] == ids[-1]]
-        self.mismatch[server.url] = self.probe.check(f"vLLM server {server.url}", text, last)
+        model = ADAPTER if self.adapters else None
 
-    async def _score(self, client: httpx2.AsyncClient, server: Server, body: dict[str, Any]) -> Any:
-        return await server.ask(client, GENERATE, body, self.servers.timeout_s)
+        async def ask(request: Request) -> float:
+            body = {"token_ids": request.token_ids, "sampling_params": request.params, "model": model}
+            reply = await server.ask(client, GENERATE, body, self.servers.timeout_s)
+            top = reply["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
+            (wanted, _) = request.params["logprob_token_ids"]
+            return next(entry["logprob"] for entry in top if entry["token_id"] == wanted)
+
+        found = await asyncio.gather(*(ask(request) for request in self.probe.requests()))
+        self.mismatch[server.url] = self.probe.check(f"vLLM server {server.url}", found)
 
     # --- what a server is -------------------------------------------------------------------------------------------
 

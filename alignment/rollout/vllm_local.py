@@ -89,12 +89,11 @@ class LocalBackend:
         self.version = version
 
     def _prove(self, probe: Probe) -> None:
-        ids = probe.token_ids
-        whole = self._generate([ids], [{"max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 0, "ignore_eos": True}])
-        text = [found[i].logprob for i, found in zip(ids[1:], whole[0].prompt_logprobs[1:], strict=True)]
-        behind = probe.last_token()
-        output = self._generate([ids[:-1]], [behind])[0].outputs[0]
-        probe.check("vLLM in this process", text, output.logprobs[0][ids[-1]].logprob)
+        requests = probe.requests()
+        outputs = self._generate([r.token_ids for r in requests], [r.params for r in requests])
+        wanted = [r.params["logprob_token_ids"][0] for r in requests]
+        found = [o.outputs[0].logprobs[0][i].logprob for o, i in zip(outputs, wanted, strict=True)]
+        probe.check("vLLM in this process", found)
 
     def finish(self, samples: Sequence[Sample], version: str) -> None:
         """In rounds: of every sample that is not finished its next request."""
