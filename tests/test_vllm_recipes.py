@@ -44,7 +44,7 @@ def training(arguments, folder, *more):
 
 
 def vowels(prompts, completions, **columns):
-    return [sum(c in "aeiou" for c in completion[0]["content"]) / 10 for completion in completions]
+    return [sum(c in "aeiou" for c in text) / 10 for text in completions]
 
 
 def test_grpo_trains_on_servers_and_they_end_with_the_final_weights(processes, arguments, tmp_path):
