@@ -89,6 +89,7 @@ def test_the_other_recipes_sample_on_servers_too(arguments, tmp_path):
     assert figures["samples"] == 16
 
 
+@pytest.mark.skipif("VLLM_IN_PROCESS" not in os.environ, reason="VLLM_IN_PROCESS=1 runs it; another minute")
 def test_vllm_in_the_trainers_own_process(processes, tmp_path):
     """In an environment that has both, one step of the recipe and the greedy samples of the embedded engine."""
     script = Path(__file__).with_name("vllm_colocated.py")
