@@ -180,7 +180,7 @@ class ServerBackend:
         try:
             await server.ask(client, "/v1/load_lora_adapter", body, self.servers.timeout_s)
         except ServerDown as error:
-            if "404" in str(error):
+            if "status 404" in str(error) or "LoRA is not enabled" in str(error):
                 raise UserError(
                     f"vLLM server {server.url} takes no adapters: start it with --enable-lora (and --max-lora-rank)"
                 ) from error
