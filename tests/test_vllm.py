@@ -308,7 +308,7 @@ def test_a_killed_server_loses_nothing_and_gets_the_weights_when_it_is_back(proc
 
 
 def test_a_server_that_stalls_is_left_for_another(processes, tmp_path, moved):
-    engine = make(processes, tmp_path, moved, "first", "second", timeout_s=3.0)
+    engine = make(processes, tmp_path, moved, "first", "second", timeout_s=8.0)
     sampling = Sampling(max_tokens=20, seed=1)
     expected = summary(engine.generate(prompts(), 4, sampling))
     processes["second"].signal(signal.SIGSTOP)

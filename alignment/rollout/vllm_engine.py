@@ -31,6 +31,7 @@ from alignment.rollout.vllm_servers import GENERATE, START, Server, ServerDown, 
 from alignment.rollout.vllm_weights import ADAPTER, Probe, WeightFolder
 from alignment.types import Prompt, Rollout, Sampling
 
+INFO_S = 60.0  # a server looks its whole environment up before it describes itself
 INCOMPLETE = "incomplete"
 
 
@@ -211,7 +212,8 @@ class ServerBackend:
         """Raises UserError for a server that was not started for training."""
         models = await server.ask(client, "/v1/models")
         try:
-            config = (await server.ask(client, "/server_info?config_format=json"))["vllm_config"]
+            about = await server.ask(client, "/server_info?config_format=json", timeout_s=INFO_S)
+            config = about["vllm_config"]
             model, transfer = config["model_config"], config.get("weight_transfer_config") or {}
             mode, worker = model["logprobs_mode"], config["parallel_config"]["worker_extension_cls"]
             info = VllmInfo(
