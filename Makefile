@@ -4,8 +4,8 @@ PYTHON ?= python3
 VLLM_VENV ?= .venv-vllm
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-# a worker per core, one thread each
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
+# a worker per core, one thread each; slow tests of one file share what they made
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8
 
 .PHONY: help setup quickstart test test-slow test-vllm lint bench clean
 
@@ -25,10 +25,10 @@ quickstart: $(READY) ## Train a small reasoning model on this CPU and show the i
 	$(BIN)/python -m recipes.quickstart.run $(if $(FULL),--full) $(ARGS)
 
 test: $(READY) ## The fast tests
-	$(PYTEST)
+	$(PYTEST) --dist worksteal
 
 test-slow: $(READY) ## The slow tests: killed processes, several ranks, parity with TRL, a real browser
-	$(PYTEST) -m slow
+	$(PYTEST) --dist loadfile -m slow
 
 test-vllm: $(READY) $(VLLM_VENV)/.ready ## The tests against real vLLM servers, from an environment of their own
 	VLLM_PYTHON=$(abspath $(VLLM_VENV)/bin/python) $(BIN)/python -m pytest -m vllm

@@ -37,13 +37,19 @@ from tests.training_reward import train_reward_model
 CONFIGURATIONS = Path(__file__).parent.parent / "accelerate_configs"
 
 METHODS: dict[str, Callable[[str, int, int], Any]] = {
+    # small steps: large ones on a random model let differences of rounding grow from step to step, and routers choose
+    # their experts by comparing numbers that rounding can swap
     "sft": lambda folder, steps, every: train(
-        folder, steps, policy=Policy(tiny_model("qwen3")), save_every=every, max_tokens_per_micro_batch=60
+        folder,
+        steps,
+        policy=Policy(tiny_model("qwen3")),
+        save_every=every,
+        max_tokens_per_micro_batch=60,
+        learning_rate=1e-3,
     ),
     "sft_uneven": lambda folder, steps, every: train(  # one row per step: rank 1 has none
-        folder, steps, Sft(rows(), 1, seed=1), Policy(tiny_model("qwen3")), save_every=every
+        folder, steps, Sft(rows(), 1, seed=1), Policy(tiny_model("qwen3")), save_every=every, learning_rate=1e-3
     ),
-    # small steps: routers choose their experts by comparing numbers that rounding can swap
     "sft_moe": lambda folder, steps, every: train(
         folder,
         steps,
@@ -54,8 +60,8 @@ METHODS: dict[str, Callable[[str, int, int], Any]] = {
     ),
     "reward_model": lambda folder, steps, every: train_reward_model(folder, steps, every, 60),
     "dpo": lambda folder, steps, every: train_dpo(folder, steps, every, 60),
-    # plain sampling, since top-p cuts between hundreds of tokens about as probable, where rounding decides sooner or
-    # later; and small steps, since the gradient is large
+    # plain sampling, since top-p and top-k cut between hundreds of tokens about as probable, where rounding decides
+    # sooner or later; and small steps, since the gradient is large
     "ppo": lambda folder, steps, every: train_ppo(
         folder,
         steps,
@@ -66,7 +72,7 @@ METHODS: dict[str, Callable[[str, int, int], Any]] = {
         learning_rate=3e-4,
         value_learning_rate=5e-4,
     ),
-    "grpo": lambda folder, steps, every: train_grpo(folder, steps, every),
+    "grpo": lambda folder, steps, every: train_grpo(folder, steps, every, learning_rate=1e-3, top_k=0),
     "distill": lambda folder, steps, every: train_distill("mixed", folder, steps, every),
 }
 

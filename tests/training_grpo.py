@@ -33,9 +33,13 @@ def train_grpo(
     save_every: int = 0,
     policy: Policy | None = None,
     score=count_low_tokens,
+    learning_rate: float = 3e-3,
+    top_k: int = 50,
     **settings,
 ) -> Policy:
-    config = TrainConfig(output_dir=folder, learning_rate=3e-3, max_tokens_per_micro_batch=80, save_every=save_every)
+    config = TrainConfig(
+        output_dir=folder, learning_rate=learning_rate, max_tokens_per_micro_batch=80, save_every=save_every
+    )
     accelerator = make_accelerator(config)
     policy = policy or Policy(tiny_model("qwen3"))
     rng = np.random.default_rng(0)
@@ -47,7 +51,7 @@ def train_grpo(
         score,
         Curriculum([p.id for p in prompts], "variance", seed=0),
         GrpoConfig(**{"prompts_per_step": 3, "group_size": 4, "resample_prompts": 1, **settings}),
-        Sampling(max_tokens=9, seed=2, top_k=50, stop_token_ids=tuple(range(60))),
+        Sampling(max_tokens=9, seed=2, top_k=top_k, stop_token_ids=tuple(range(60))),
     )
     Trainer(accelerator, policy, tiny_tokenizer(), algorithm, config, steps).train()
     return policy
