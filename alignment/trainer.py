@@ -45,7 +45,7 @@ from alignment.models.trunk import base_of, checkpoint_activations
 from alignment.optim.adamw import make_optimizer
 from alignment.packing import cut, empty_batch
 from alignment.schedule import learning_rate_at
-from alignment.sharding import check_processes, make_sharding, read_launch
+from alignment.sharding import check_processes, check_rest, make_sharding, read_launch
 from alignment.types import Algorithm, Batch, Episode, PackedBatch
 
 
@@ -62,11 +62,13 @@ def make_accelerator(config: TrainConfig, some_parameters_rest: bool = False) ->
     """One accelerator per process; on a machine without CUDA it stays on the CPU. `some_parameters_rest`: in some
     steps a part of the model takes no part in the loss. FSDP2 and ZeRO are the trainer's to apply (alignment.sharding).
 
-    Raises UserError when the processes are not what the launcher was asked for and when output_dir cannot be
-    written."""
+    Raises UserError when the processes are not what the launcher was asked for, when the launch cannot serve parameters
+    that rest, and when output_dir cannot be written."""
     check_folder(config.output_dir)
     set_seed(config.seed)
     launch = read_launch()
+    if some_parameters_rest:
+        check_rest(launch)
     accelerator = Accelerator(
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=some_parameters_rest)],
         cpu=not torch.cuda.is_available(),

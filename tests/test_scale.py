@@ -86,6 +86,20 @@ def test_launches_that_cannot_be_served_are_refused(launch, environment, message
         launch(**environment)
 
 
+def test_parameters_that_rest_are_refused_where_the_optimizer_is_on_the_cpu(launch, tmp_path):
+    from alignment.config import TrainConfig
+    from alignment.trainer import make_accelerator
+
+    launch(
+        ACCELERATE_USE_DEEPSPEED="true",
+        ACCELERATE_DEEPSPEED_ZERO_STAGE="3",
+        ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE="cpu",
+        WORLD_SIZE="2",
+    )
+    with pytest.raises(UserError, match=r"value_warmup_steps.*zero3\.yaml"):
+        make_accelerator(TrainConfig(output_dir=str(tmp_path)), some_parameters_rest=True)
+
+
 def test_separate_trainings_are_refused(launch, tmp_path):
     """Two processes that were started together and do not know of each other."""
     from alignment.config import TrainConfig

@@ -75,6 +75,16 @@ def check_processes(launch: Launch, accelerator: Accelerator) -> None:
     )
 
 
+def check_rest(launch: Launch) -> None:
+    """Raises UserError for a launch that cannot serve parameters without a gradient."""
+    offload = ((launch.deepspeed or {}).get("zero_optimization") or {}).get("offload_optimizer") or {}
+    if offload.get("device", "none") != "none":
+        raise UserError(
+            "launch: with the optimizer on the CPU DeepSpeed needs a gradient of every parameter in every step, and "
+            "some have none here (value_warmup_steps): use accelerate_configs/zero3.yaml, or value_warmup_steps 0"
+        )
+
+
 def _take_flag(name: str) -> bool:
     return os.environ.pop(name, "false").lower() in ("true", "1")
 
