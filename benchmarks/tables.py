@@ -24,9 +24,20 @@ def fill(document: str, results: dict[str, dict[str, Any]]) -> str:
         make = TABLES[name]
         if not results.get(name, {}).get("cases", name == "machine"):
             return f"<!-- table: {name} -->\nNot measured.\n<!-- end -->"
-        return f"<!-- table: {name} -->\n{make(results[name])}\n<!-- end -->"
+        place = elsewhere(results[name].get("machine", {}), results["machine"])
+        return f"<!-- table: {name} -->\n{make(results[name])}{place}\n<!-- end -->"
 
     return re.sub(r"<!-- table: (\S+) -->\n.*?<!-- end -->", table, document, flags=re.DOTALL)
+
+
+def elsewhere(machine: dict[str, Any], page: dict[str, Any]) -> str:
+    """A line below a table that was taken on another machine than the page names."""
+    processor = machine.get("processor")
+    if processor in (None, page.get("processor")):
+        return ""
+    rate = machine.get("matmul_gflops", {}).get("float32")
+    at = f", {rate:.0f} GFLOP/s in float32" if rate else ""
+    return f"\n\nTaken on another machine: {processor}, {machine.get('threads')} threads{at}."
 
 
 def read_results(folder: Path) -> dict[str, dict[str, Any]]:
