@@ -35,7 +35,8 @@ def merge_adapter(path: str, output: str, dtype: str = "auto") -> str:
         merged = load_scalar_model(config, 1, 0)
     else:
         model = cast(PeftModel, load_model(config))
-        merged = cast(PreTrainedModel, model.merge_and_unload())  # type: ignore[operator]
+        with explained(f"the adapters in {path} could not be merged"):
+            merged = cast(PreTrainedModel, model.merge_and_unload())  # type: ignore[operator]
     tokenizer = load_tokenizer(path)
     target.mkdir(parents=True, exist_ok=True)
     merged.save_pretrained(target)
