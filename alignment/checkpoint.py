@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
+from transformers import PreTrainedTokenizerBase
 
 from alignment.distributed import barrier, rank
 from alignment.errors import UserError, shorten
@@ -75,6 +76,24 @@ def check_folder(output_dir: str) -> None:
         problem = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise UserError(
             f"output_dir: nothing can be written to {shorten(output_dir)} ({problem}); choose another folder"
+        ) from error
+
+
+def write_model(path: Path, model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+    """A plain transformers checkpoint (or a PEFT adapter) with its tokenizer; an older one at `path` is replaced when
+    the new one is complete. Raises UserError when the disk is full or not writable."""
+    aside = path.with_name(f".writing-{path.name}")
+    try:
+        shutil.rmtree(aside, ignore_errors=True)
+        model.save_pretrained(str(aside))
+        tokenizer.save_pretrained(aside)
+        shutil.rmtree(path, ignore_errors=True)
+        aside.rename(path)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise UserError(
+            f"the model could not be written to {path}: {writing_problem(error, path.parent)}. Free space or "
+            "choose another output_dir, then start the same command again: it goes on from the newest checkpoint."
         ) from error
 
 

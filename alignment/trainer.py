@@ -11,18 +11,16 @@ import contextlib
 import json
 import math
 import pickle
-import shutil
 import signal
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, set_seed
-from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
@@ -33,7 +31,7 @@ from alignment.checkpoint import (
     restore_random_states,
     save_checkpoint,
     set_aside_newer,
-    writing_problem,
+    write_model,
 )
 from alignment.config import TrainConfig
 from alignment.distributed import MetricSums, all_max, all_sum, barrier, rank
@@ -44,6 +42,7 @@ from alignment.models.router import balances
 from alignment.models.trunk import base_of, checkpoint_activations
 from alignment.optim.adamw import make_optimizer
 from alignment.packing import cut, empty_batch
+from alignment.packing.sequence_parallel import ALONE, SequenceGroup
 from alignment.schedule import learning_rate_at
 from alignment.sharding import check_processes, check_rest, make_sharding, read_launch
 from alignment.types import Algorithm, Batch, Episode, PackedBatch
@@ -99,7 +98,8 @@ class Trainable(Protocol):
 
 
 class Trainer:
-    """Runs `algorithm` on `policy` for `total_steps`; see TrainConfig for what it saves, evaluates and logs."""
+    """Runs `algorithm` on `policy` for `total_steps`; see TrainConfig for what it saves, evaluates and logs. group: the
+    ranks that the algorithm gives the same rows, each of which then trains on its part of them."""
 
     def __init__(
         self,
@@ -111,8 +111,9 @@ class Trainer:
         total_steps: int,
         evaluation: Evaluation | None = None,
         optimizer: torch.optim.Optimizer | None = None,
+        group: SequenceGroup = ALONE,
     ):
-        self.accelerator, self.policy, self.tokenizer = accelerator, policy, tokenizer
+        self.accelerator, self.policy, self.tokenizer, self.group = accelerator, policy, tokenizer, group
         self.algorithm, self.config, self.total_steps = algorithm, config, total_steps
         self.evaluation = evaluation
         self.folder = Path(config.output_dir)
@@ -211,7 +212,7 @@ class Trainer:
     def _update(self, batch: Batch, sums: MetricSums) -> int:
         """One optimizer step; returns the tokens this rank processed."""
         device = self.accelerator.device
-        micros = cut(batch.trees, self.config.max_tokens_per_micro_batch)
+        micros = [self.group.own_part(m) for m in cut(batch.trees, self.config.max_tokens_per_micro_batch)]
         (units,) = all_sum([batch.units], device)
         (rounds,) = all_max([len(micros)], device)
         if not units or not rounds:
@@ -267,7 +268,7 @@ class Trainer:
             return
         path = self.folder / f"diverged-step-{self.step + 1}-rank-{rank()}.pt"
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(micros, path)
+        torch.save([replace(micro, shared_by=None) for micro in micros], path)
         raise UserError(
             f"step {self.step + 1}: the gradient is not finite, so training stops before the update. The offending "
             f"micro-batches are in {path} (torch.load with weights_only=False). Lower learning_rate, check the data, "
@@ -342,23 +343,9 @@ class Trainer:
                 self.save_model(folder / name, part)
 
     def save_model(self, path: Path, model: Any = None) -> None:
-        """A plain transformers checkpoint (or a PEFT adapter) with its tokenizer, by default of the part "model"; an
-        older one is replaced when the new one is complete. Raises UserError when the disk is full or not writable."""
-        if rank() != 0:
-            return
-        aside = path.with_name(f".writing-{path.name}")
-        try:
-            shutil.rmtree(aside, ignore_errors=True)
-            (model or self.parts["model"]).save_pretrained(str(aside))
-            self.tokenizer.save_pretrained(aside)
-            shutil.rmtree(path, ignore_errors=True)
-            aside.rename(path)
-        except (OSError, SafetensorError) as error:
-            shutil.rmtree(aside, ignore_errors=True)
-            raise UserError(
-                f"the model could not be written to {path}: {writing_problem(error, path.parent)}. Free space or "
-                "choose another output_dir, then start the same command again: it goes on from the newest checkpoint."
-            ) from error
+        """As `write_model`, by rank 0; by default the part "model"."""
+        if rank() == 0:
+            write_model(path, model or self.parts["model"], self.tokenizer)
 
     def _resume(self, path: Path | None) -> bool:
         """Everything but the weights, which were read before they were sharded."""

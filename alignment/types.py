@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import torch
+
+if TYPE_CHECKING:
+    from alignment.packing.sequence_parallel import SequenceGroup
 
 FinishReason = Literal["stop", "length", "budget", "turns", "time"]
 """stop: a stop token or string. length: cut at max_tokens or at the model's longest sequence. budget: as stop, but the
@@ -133,6 +136,8 @@ class PackedBatch:
     kept_offsets_N1, kept_ids_K: the ragged sets of kept tokens of truncated sampling (an empty set = all tokens).
     sources: the segment each branch came from, row by row.
     empty: a stand-in on a rank that ran out of data; its loss counts zero.
+    shared_by: the ranks that share the row; tokens and scored positions are then this rank's part of it, and all else
+    is of the whole row (alignment.packing.sequence_parallel).
     """
 
     input_ids_T: torch.Tensor
@@ -148,6 +153,7 @@ class PackedBatch:
     kept_ids_K: torch.Tensor | None = None
     sources: list[Segment] = field(default_factory=list)
     empty: bool = False
+    shared_by: SequenceGroup | None = None
 
     @property
     def tokens(self) -> int:

@@ -19,6 +19,7 @@ from alignment.data.sft_rows import encode_sft_rows
 from alignment.errors import UserError, about
 from alignment.models.load import load_policy
 from alignment.models.rope import RopeConfig
+from alignment.packing.sequence_parallel import make_sequence_group
 from alignment.trainer import Evaluation, Trainer, make_accelerator
 from recipes.common import run, write_settings
 
@@ -38,12 +39,16 @@ class SftRecipe:
     )
     batch_size: int = field(default=128, metadata={"help": "Rows per step, over all ranks."})
     epochs: float = 1.0
+    sequence_parallel_size: int = field(
+        default=1, metadata={"help": "Processes that share every packed row, for rows that do not fit one GPU."}
+    )
 
     def __post_init__(self):
         if not self.dataset:
             raise UserError("dataset is missing: a local file, a folder or a hub name")
         check_values(self, "1 or more", "batch_size")
         check_values(self, "2 or more", "max_length")
+        check_values(self, "1 or more", "sequence_parallel_size")
         check_values(self, "above 0", "epochs")
         check_values(self, "0 or more", "max_rows")
 
@@ -65,16 +70,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     policy, tokenizer = load_policy(model, rope)
     trees, report = load_trees(recipe, tokenizer, recipe.dataset, recipe.dataset_split)
     accelerator.print(report.summary())
-    algorithm = Sft(trees, recipe.batch_size, train.seed)
+    group = make_sequence_group(recipe.sequence_parallel_size, policy.base.config.num_attention_heads)
+    algorithm = Sft(trees, recipe.batch_size, train.seed, group)
     evaluation = None
     if recipe.eval_dataset:
         heldout, report = load_trees(recipe, tokenizer, recipe.eval_dataset, recipe.eval_split)
         accelerator.print(f"held out: {report.summary()}")
         budget = train.max_tokens_per_micro_batch
-        evaluation = Evaluation(lambda: heldout_loss(policy, heldout, budget), "loss", higher_is_better=False)
+        evaluation = Evaluation(lambda: heldout_loss(policy, heldout, budget, group), "loss", False)
     write_settings(train.output_dir, recipe, rope, train, model)
     steps = train.max_steps or max(1, round(recipe.epochs * algorithm.steps_per_epoch))
-    Trainer(accelerator, policy, tokenizer, algorithm, train, steps, evaluation).train()
+    Trainer(accelerator, policy, tokenizer, algorithm, train, steps, evaluation, group=group).train()
 
 
 if __name__ == "__main__":

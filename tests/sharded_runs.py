@@ -17,15 +17,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import yaml
 from torch.distributed.tensor import DTensor
 
 from alignment.algorithms.sft import Sft
-from alignment.distributed import rank
+from alignment.config import TrainConfig
+from alignment.distributed import rank, world_size
 from alignment.models import Policy
+from alignment.packing import conversation
+from alignment.packing.sequence_parallel import make_sequence_group
 from alignment.sharding import make, read_launch
+from alignment.trainer import make_accelerator
 from tests.tiny import tiny_model
 from tests.training import rows, train
 from tests.training_distill import train_distill
@@ -35,6 +40,18 @@ from tests.training_ppo import train_ppo
 from tests.training_reward import train_reward_model
 
 CONFIGURATIONS = Path(__file__).parent.parent / "accelerate_configs"
+
+
+def train_shared(size: int, model: str, folder: str, steps: int, save_every: int):
+    """SFT of rows that `size` ranks share (all in one process share nothing). Micro-batches of two rows and more; the
+    first row carries loss on its last tokens alone, which stand on one rank."""
+    trees = rows()
+    trees[0] = conversation(trees[0].segments[0].token_ids, np.arange(trees[0].tokens) >= trees[0].tokens - 2)
+    make_accelerator(TrainConfig(output_dir=folder))
+    group = make_sequence_group(min(size, world_size()), attention_heads=4)
+    settings = {"save_every": save_every, "max_tokens_per_micro_batch": 60, "learning_rate": 1e-3}
+    return train(folder, steps, Sft(trees, 5, 1, group), Policy(tiny_model(model)), group, **settings)
+
 
 METHODS: dict[str, Callable[[str, int, int], Any]] = {
     # small steps: large ones on a random model let differences of rounding grow from step to step, and routers choose
@@ -58,6 +75,9 @@ METHODS: dict[str, Callable[[str, int, int], Any]] = {
         max_tokens_per_micro_batch=60,
         learning_rate=1e-3,
     ),
+    "sft_pairs": lambda folder, steps, every: train_shared(2, "qwen3", folder, steps, every),
+    "sft_fours": lambda folder, steps, every: train_shared(4, "qwen3", folder, steps, every),
+    "sft_moe_pairs": lambda folder, steps, every: train_shared(2, "qwen3_moe", folder, steps, every),
     "reward_model": lambda folder, steps, every: train_reward_model(folder, steps, every, 60),
     "dpo": lambda folder, steps, every: train_dpo(folder, steps, every, 60),
     # plain sampling, since top-p and top-k cut between hundreds of tokens about as probable, where rounding decides

@@ -18,6 +18,7 @@ from alignment.algorithms.sft import Sft
 from alignment.config import TrainConfig
 from alignment.models import Policy
 from alignment.packing import conversation
+from alignment.packing.sequence_parallel import ALONE
 from alignment.trainer import Trainer, make_accelerator
 from alignment.types import Tree
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -41,12 +42,13 @@ def weights_hash(model: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
-def train(output_dir: str, steps: int = 6, algorithm=None, policy=None, **settings) -> Policy:
+def train(output_dir: str, steps: int = 6, algorithm=None, policy=None, group=ALONE, **settings) -> Policy:
     defaults = {"learning_rate": 1e-2, "weight_decay": 0.1, "lr_schedule": "cosine", "warmup_steps": 2}
     config = TrainConfig(output_dir=output_dir, **{**defaults, **settings})
     accelerator = make_accelerator(config)
     policy = policy or Policy(tiny_model("qwen3", attention_dropout=0.0 if os.environ.get("TESTS_NO_DROPOUT") else 0.1))
-    Trainer(accelerator, policy, tiny_tokenizer(), algorithm or Sft(rows(), 5, seed=1), config, steps).train()
+    algorithm = algorithm or Sft(rows(), 5, 1, group)
+    Trainer(accelerator, policy, tiny_tokenizer(), algorithm, config, steps, group=group).train()
     return policy
 
 

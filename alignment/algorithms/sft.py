@@ -9,24 +9,25 @@ import numpy as np
 import torch
 
 from alignment.data.epochs import Epochs
-from alignment.distributed import MetricSums, rank, world_size
+from alignment.distributed import MetricSums
 from alignment.models import Policy
 from alignment.packing import cut
+from alignment.packing.sequence_parallel import ALONE, SequenceGroup
 from alignment.types import Batch, Episode, PackedBatch, Tree
 
 
 class Sft:
-    """Epochs over `trees`, `batch_size` of them per step over all ranks."""
+    """Epochs over `trees`, `batch_size` of them per step over all ranks; those of `group` share their rows."""
 
     reads_policy = False
 
-    def __init__(self, trees: list[Tree], batch_size: int, seed: int):
-        self.epochs = Epochs(trees, batch_size, seed)
+    def __init__(self, trees: list[Tree], batch_size: int, seed: int, group: SequenceGroup = ALONE):
+        self.epochs, self.group = Epochs(trees, batch_size, seed, group), group
         self.trees, self.steps_per_epoch = self.epochs.trees, self.epochs.steps_per_epoch
 
     def collect(self, step: int) -> Episode:
         own = self.epochs.take(step)
-        batch = Batch(own, sum(_weight(tree) for tree in own))
+        batch = Batch(own, sum(_weight(tree) for tree in own) / self.group.size)
         return Episode([batch], {"epoch": (step / self.steps_per_epoch, 1)})
 
     def loss(self, model: torch.nn.Module, micro: PackedBatch) -> tuple[torch.Tensor, dict[str, Any]]:
@@ -53,11 +54,11 @@ def _weight(tree: Tree) -> float:
 
 
 @torch.no_grad()
-def heldout_loss(policy: Policy, trees: list[Tree], max_tokens: int) -> dict[str, float]:
+def heldout_loss(policy: Policy, trees: list[Tree], max_tokens: int, group: SequenceGroup = ALONE) -> dict[str, float]:
     """Mean -log p per scored token over all ranks, and its exponential."""
     sums = MetricSums()
-    for micro in cut(trees[rank() :: world_size()], max_tokens):
-        logprobs = policy(micro.to(policy.device)).logprobs_N
+    for micro in cut(trees[group.number :: group.groups], max_tokens):
+        logprobs = policy(group.own_part(micro).to(policy.device)).logprobs_N
         sums.add({"loss": (-logprobs.sum(), logprobs.numel())})
     loss = sums.reduce(policy.device)["loss"]
     return {"loss": loss, "perplexity": float(np.exp(loss))}

@@ -148,7 +148,12 @@ def show_sft(shown: Inspected) -> None:
 
     recipe = shown.recipe
     trees, report = load_trees(recipe, shown.tokenizer, recipe.dataset, recipe.dataset_split)
-    inspect_rows(trees, report, shown.tokenizer, shown.memory(), **shown.plan(recipe.batch_size))
+    whole = shown.memory()
+
+    def own_part(tokens: int, scored: int) -> MemoryEstimate:  # scored positions may all be on one rank
+        return whole(-(-tokens // recipe.sequence_parallel_size), scored)
+
+    inspect_rows(trees, report, shown.tokenizer, own_part, **shown.plan(recipe.batch_size))
 
 
 def show_reward_model(shown: Inspected) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from alignment.distributed import rank, world_size
 from alignment.errors import UserError
+from alignment.packing.sequence_parallel import ALONE, SequenceGroup
 from alignment.types import Tree
 
 FROM_ROWS = ("weights", "labels", "margins")
@@ -19,14 +19,15 @@ FROM_ROWS = ("weights", "labels", "margins")
 class Epochs:
     """`trees` in seeded random order, anew in each epoch, `batch_size` of them per step over all ranks.
 
-    The rows of a step are dealt to the ranks by length, so that each gets about as many tokens. What an epoch leaves
-    over when it is divided into steps is not taken. Raises UserError when there is no tree.
+    The rows of a step are dealt to the ranks by length, so that each gets about as many tokens; the ranks of `group`
+    get the same ones. What an epoch leaves over when it is divided into steps is not taken. Raises UserError when there
+    is no tree.
     """
 
-    def __init__(self, trees: Sequence[Tree], batch_size: int, seed: int):
+    def __init__(self, trees: Sequence[Tree], batch_size: int, seed: int, group: SequenceGroup = ALONE):
         if not trees:
             raise UserError("there is no row to train on: the data set is empty or every row was dropped")
-        self.trees, self.batch_size, self.seed = list(trees), batch_size, seed
+        self.trees, self.batch_size, self.seed, self.group = list(trees), batch_size, seed, group
         self.steps_per_epoch = max(1, len(self.trees) // batch_size)
         self.fingerprint = trees_fingerprint(self.trees, FROM_ROWS)
 
@@ -35,7 +36,7 @@ class Epochs:
         epoch, place = divmod(step, self.steps_per_epoch)
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self.trees))
         rows = [self.trees[i] for i in order[place * self.batch_size : (place + 1) * self.batch_size]]
-        return deal(rows, world_size())[rank()]
+        return deal(rows, self.group.groups)[self.group.number]
 
     def state_dict(self) -> dict[str, Any]:
         return {"data_fingerprint": self.fingerprint}

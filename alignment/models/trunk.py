@@ -40,7 +40,7 @@ def packed_hidden_states(base: PreTrainedModel, batch: PackedBatch, balance: Rou
         input_ids=batch.input_ids_T[None],
         position_ids=batch.position_ids_T[None],
         attention_mask=no_mask,
-        tree=TreeLayout(batch.segments),
+        tree=TreeLayout(batch.segments, batch.shared_by),
         use_cache=False,
         **routers,
     )

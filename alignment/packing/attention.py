@@ -18,6 +18,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 
 from alignment.errors import UserError
 from alignment.packing.layout import TreeLayout
+from alignment.packing.sequence_parallel import to_heads, to_tokens
 
 TREE = "alignment_tree"
 TREE_DENSE = "alignment_tree_dense"
@@ -122,9 +123,6 @@ def _has_varlen(query: torch.Tensor) -> bool:
 
 
 def _attend(query, key, value, tree: TreeLayout, scaling: float, dropout: float) -> torch.Tensor:
-    device = query.device.type
-    if torch.is_autocast_enabled(device):  # rotary embedding leaves float32 beside a half-precision value
-        query, key, value = (x.to(torch.get_autocast_dtype(device)) for x in (query, key, value))
     if not query.is_cuda:
         return segment_attention(query, key, value, tree, scaling, dropout)
     if dropout:
@@ -148,10 +146,15 @@ def _interface(dense: bool):
         if tree is None:
             return ordinary(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
         check_sliding_window(kwargs.get("sliding_window"), tree)
-        if dense:
-            out = dense_attention(query, key, value, tree, scaling, dropout)
-        else:
-            out = _attend(query, key, value, tree, scaling, dropout)
+        device = query.device.type
+        if torch.is_autocast_enabled(device):  # rotary embedding leaves float32 beside a half-precision value
+            query, key, value = (x.to(torch.get_autocast_dtype(device)) for x in (query, key, value))
+        if tree.shared_by is not None:
+            query, key, value = to_heads(query, key, value, tree.shared_by, tree.tokens)
+        attend = dense_attention if dense else _attend
+        out = attend(query, key, value, tree, scaling, dropout)
+        if tree.shared_by is not None:
+            out = to_tokens(out, tree.shared_by)
         return out.transpose(1, 2).contiguous(), None
 
     return forward

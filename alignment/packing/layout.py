@@ -11,15 +11,18 @@ from collections.abc import Sequence
 
 import torch
 
+from alignment.packing.sequence_parallel import SequenceGroup
+
 
 class TreeLayout:
     """Geometry of one packed row of T tokens, shared by all layers of a forward pass.
 
     segments: (start, end, parent) triples, depth first, without gaps. Raises ValueError when they are not.
+    shared_by: ranks that hold the row together; None: this one has all of it.
     """
 
-    def __init__(self, segments: Sequence[tuple[int, int, int]]):
-        self.segments = list(segments)
+    def __init__(self, segments: Sequence[tuple[int, int, int]], shared_by: SequenceGroup | None = None):
+        self.segments, self.shared_by = list(segments), shared_by
         self.lengths = [end - start for start, end, _ in self.segments]
         self.tokens = self.segments[-1][1] if self.segments else 0
         self.has_shared_prefix = any(parent >= 0 for _, _, parent in self.segments)
