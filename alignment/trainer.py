@@ -256,7 +256,8 @@ class Trainer:
             for balance in self.balances:
                 stack.enter_context(balance.counting())
             for micro in micros:
-                self.sharding.module(micro.to(self.accelerator.device))
+                with self.accelerator.autocast():  # experts are chosen as in training
+                    self.sharding.module(micro.to(self.accelerator.device))
 
     def _balance_loss(self, device: torch.device) -> torch.Tensor:
         """The routers' shares of this micro-batch."""
@@ -351,7 +352,7 @@ class Trainer:
         """Everything but the weights, which were read before they were sharded."""
         if path is None:
             if self.launch.kind != "plain":
-                self.algorithm.after_update(0, {})
+                self._after_update({})
             return False
         progress = json.loads((path / "trainer.json").read_text())
         self.step, self.best = progress["step"], progress["best"]

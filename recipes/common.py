@@ -14,6 +14,7 @@ import torch.distributed as dist
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
+from alignment.algorithms.rollouts import generate_together
 from alignment.chat.template import stop_token_ids
 from alignment.config import as_dict, check_values
 from alignment.distributed import failure_elsewhere, gather_objects, rank, tell_failure, world_size
@@ -123,7 +124,7 @@ def sample_pass_rate(
 ) -> dict[str, float]:
     """Held-out mean reward and pass rate, with its 95 % interval clustered by problem; a reward of 1 or more passes.
     The prompts are split over the ranks, every rank gets the result."""
-    groups = engine.generate(list(prompts)[rank() :: world_size()], n, sampling, step)
+    groups = generate_together(engine, list(prompts)[rank() :: world_size()], n, sampling, step)
     rollouts = [r for g in groups for r in g]
     score(rollouts)
     samples = gather_objects([[r.reward for r in g] for g in groups])

@@ -84,15 +84,16 @@ def make_plain_engine(
 
 
 def weights_folder(config: EngineConfig, folder: str) -> Path:
-    """In memory when every server is on this machine; else beside the outputs, where all of them must see it."""
+    """A folder of this run's own, which is emptied and removed: in memory when every server is on this machine; else
+    beside the outputs, where all of them must see it."""
+    name = f"alignment-weights-{hashlib.sha256(str(Path(folder).resolve()).encode()).hexdigest()[:12]}"
     if config.vllm_weights_dir:
-        return Path(config.vllm_weights_dir).resolve()
+        return Path(config.vllm_weights_dir).resolve() / name
     if not are_local(config.vllm_servers):
         return Path(folder).resolve() / "vllm_weights"
-    name = hashlib.sha256(str(Path(folder).resolve()).encode()).hexdigest()[:12]
     memory = Path("/dev/shm")
     place = memory if memory.is_dir() and os.access(memory, os.W_OK) else Path(tempfile.gettempdir())
-    return place / f"alignment-weights-{name}"
+    return place / name
 
 
 def are_local(urls: Sequence[str]) -> bool:

@@ -18,7 +18,7 @@ from alignment.data.load import load_rows
 from alignment.data.sft_rows import encode_sft_rows
 from alignment.errors import UserError, about
 from alignment.models.load import load_policy
-from alignment.models.rope import RopeConfig
+from alignment.models.rope import RopeConfig, check_length
 from alignment.packing.sequence_parallel import make_sequence_group
 from alignment.trainer import Evaluation, Trainer, make_accelerator
 from recipes.common import run, write_settings
@@ -68,6 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     recipe, rope, train, model = parse(*KINDS, arguments=arguments)
     accelerator = make_accelerator(train)
     policy, tokenizer = load_policy(model, rope)
+    check_length(policy.base.config, recipe.max_length)
     trees, report = load_trees(recipe, tokenizer, recipe.dataset, recipe.dataset_split)
     accelerator.print(report.summary())
     group = make_sequence_group(recipe.sequence_parallel_size, policy.base.config.num_attention_heads)

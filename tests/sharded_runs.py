@@ -67,6 +67,12 @@ METHODS: dict[str, Callable[[str, int, int], Any]] = {
     "sft_uneven": lambda folder, steps, every: train(  # one row per step: rank 1 has none
         folder, steps, Sft(rows(), 1, seed=1), Policy(tiny_model("qwen3")), save_every=every, learning_rate=1e-3
     ),
+    "sft_moe_uneven": lambda folder, steps, every: train(
+        folder, steps, Sft(rows(), 1, seed=1), Policy(tiny_model("qwen3_moe")), save_every=every, learning_rate=1e-4
+    ),
+    "sft_half": lambda folder, steps, every: train(
+        folder, steps, policy=Policy(tiny_model("qwen3").to(torch.bfloat16)), save_every=every
+    ),
     "sft_moe": lambda folder, steps, every: train(
         folder,
         steps,
@@ -93,6 +99,9 @@ METHODS: dict[str, Callable[[str, int, int], Any]] = {
         value_learning_rate=2e-4,
     ),
     "grpo": lambda folder, steps, every: train_grpo(folder, steps, every, learning_rate=1e-3, top_k=0),
+    "grpo_remote": lambda folder, steps, every: train_grpo(
+        folder, steps, every, learning_rate=1e-3, top_k=0, remote=True
+    ),
     "distill": lambda folder, steps, every: train_distill("mixed", folder, steps, every),
 }
 

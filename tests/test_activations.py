@@ -11,7 +11,7 @@ from alignment.config import TrainConfig
 from alignment.errors import UserError
 from alignment.models import Policy
 from alignment.models.load_scalar import scalar_from_policy
-from alignment.models.rope import RopeConfig
+from alignment.models.rope import RopeConfig, check_length
 from alignment.models.trunk import base_of, checkpoint_activations
 from alignment.packing import cut
 from tests.tiny import tiny_config, tiny_model
@@ -102,6 +102,22 @@ def test_rotary_settings_of_a_recipe_change_the_configuration_that_is_saved():
     yarn = stretched(rope_type="yarn", rope_factor=4.0)
     assert yarn.rope_parameters["rope_type"] == "yarn" and yarn.max_position_embeddings == 4 * 2048
     assert yarn.rope_parameters["original_max_position_embeddings"] == 2048
+
+
+def test_dynamic_ntk_sets_in_beyond_the_length_of_the_checkpoint():
+    dynamic = stretched(rope_type="dynamic", rope_factor=4.0)
+    assert dynamic.max_position_embeddings == 2048
+    with pytest.raises(UserError, match="max_position"):
+        RopeConfig(rope_type="dynamic", rope_factor=4.0, max_position=8192)
+    check_length(dynamic, 2048)
+    with pytest.raises(UserError, match="max_length: 2049 exceeds the 2048 tokens"):
+        check_length(dynamic, 2049)
+    check_length(stretched(rope_type="yarn", rope_factor=4.0), 8192)
+    base = tiny_model("qwen3", rope_parameters=dynamic.rope_parameters, max_position_embeddings=32)
+    plain = tiny_model("qwen3", max_position_embeddings=32)
+    ids = torch.arange(5, 69)[None]
+    with torch.no_grad():
+        assert not torch.allclose(base(input_ids=ids).logits, plain(input_ids=ids).logits, atol=1e-4)
 
 
 def test_dynamic_ntk_changes_nothing_within_the_length_that_the_model_knows_and_yarn_does():

@@ -1,8 +1,5 @@
 """One step off-policy, and a run whose engine is lost: what is trained on, and what a checkpoint holds."""
 
-import copy
-import time
-
 import numpy as np
 import pytest
 import torch
@@ -15,40 +12,14 @@ from alignment.errors import EngineLost, UserError
 from alignment.metrics import read_metrics
 from alignment.models import Policy
 from alignment.rollout import TransformersEngine
+from alignment.rollout.ahead import Ahead
 from alignment.trainer import Evaluation, Trainer, make_accelerator
 from alignment.types import Prompt, Sampling
 from tests.tiny import tiny_model, tiny_tokenizer
 from tests.training import weights_hash
+from tests.training_grpo import Apart
 
 PROMPTS = [Prompt(f"p{i}", [], np.random.default_rng(i).integers(5, 300, 6).tolist()) for i in range(6)]
-
-
-class Apart:
-    """An engine with weights of its own, as a server has. lost: calls of `generate` from which on it cannot be reached;
-    deaf: calls of `load_weights`."""
-
-    remote = True
-
-    def __init__(self, policy, lost=10**9, deaf=10**9):
-        self.engine = TransformersEngine(copy.deepcopy(policy.model), tiny_tokenizer(), 16)
-        self.lost, self.deaf, self.asked, self.loaded, self.busy = lost, deaf, 0, 0, False
-
-    def generate(self, prompts, n, sampling, step=0):
-        self.asked += 1
-        if self.asked > self.lost:
-            raise EngineLost("no server")
-        self.busy = True
-        time.sleep(0.01)
-        groups = self.engine.generate(prompts, n, sampling, step)
-        self.busy = False
-        return groups
-
-    def load_weights(self, model, step):
-        self.loaded += 1
-        assert not self.busy  # what is being sampled keeps its weights
-        if self.loaded > self.deaf:
-            raise EngineLost("no server takes weights")
-        self.engine.load_weights(model, step)
 
 
 def by_token(rollouts):
@@ -98,6 +69,16 @@ def test_a_resumed_run_trains_on_the_same_samples(tmp_path, settings):
     assert weights_hash(resumed) == weights_hash(straight)
     if not settings:
         assert engine.asked == 1  # the episode in flight was saved: only the last one is sampled anew
+
+
+def test_on_another_number_of_ranks_the_episode_in_flight_is_sampled_anew():
+    engine = Apart(Policy(tiny_model("qwen3")))
+    ahead = Ahead(engine, PROMPTS, 2, Sampling(max_tokens=4, seed=3))
+    ahead.start(1, [4, 0, 2])
+    state = ahead.state_dict()
+    ahead.load_state_dict({**state, "ranks": 2, "groups": state["groups"][:2]})  # as one of two ranks saved it
+    groups = ahead.take(1)
+    assert [g[0].prompt.id for g in groups] == ["p4", "p0", "p2"] and engine.asked == 2
 
 
 def test_the_first_mini_batch_measures_the_mismatch_and_later_ones_do_not(tmp_path):

@@ -151,15 +151,15 @@ def test_tied_weights_stay_tied_in_both_of_the_two():
 
 # --- two ranks --------------------------------------------------------------------------------------------------------
 
-TESTED = ("sft", "sft_uneven", "grpo")
+TESTED = ("sft", "sft_uneven", "sft_moe_uneven", "grpo", "grpo_remote")
 SHARES = {"ddp": (1, 1), "zero2": (1, 0.5), "zero3": (0.5, 0.5), "fsdp2": (0.5, 0.5)}
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> Path:
     """12 steps of SFT and of GRPO (sampling, curriculum, old log-probabilities) in one process, and on two ranks in one
-    group of processes for all configurations. Rank 1 has fewer micro-batches in some steps, and none at all in
-    `sft_uneven`: a collective that the ranks enter differently often would hang."""
+    group of processes for all configurations. Rank 1 has fewer micro-batches in some steps, and none at all in the
+    uneven ones: a collective that the ranks enter differently often would hang. `grpo_remote` sends its weights."""
     folder = tmp_path_factory.mktemp("runs")
     for method in TESTED:
         as_launched("single")
@@ -189,18 +189,20 @@ def test_sharded_runs_follow_the_single_process_and_save_the_same_model(runs, me
 @pytest.mark.slow
 def test_sharded_runs_go_on_exactly_and_in_another_configuration(runs):
     """From the checkpoint of step 10 on, on as many ranks bit for bit; then in one process."""
-    configurations = ["zero2", "zero3", "fsdp2"]
+    configurations, methods = ["zero2", "zero3", "fsdp2"], ["sft", "sft_half"]
     before = {}
-    for configuration in configurations:
-        folder = runs / "sft" / configuration
-        before[configuration] = weights(folder / "model")
-        shutil.rmtree(folder / "checkpoints" / "step-00000012")
-    done = torchrun("tests.sharded_runs", runs, ",".join(configurations), "sft", 12, 10)
+    done = torchrun("tests.sharded_runs", runs, ",".join(configurations), "sft_half", 12, 10)
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    for folder in (runs / method / configuration for method in methods for configuration in configurations):
+        before[folder] = weights(folder / "model")
+        shutil.rmtree(folder / "checkpoints" / "step-00000012")
+    done = torchrun("tests.sharded_runs", runs, ",".join(configurations), ",".join(methods), 12, 10)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    for folder in before:
+        after = weights(folder / "model")
+        assert all(torch.equal(after[n], before[folder][n]) for n in after), folder
     for configuration in configurations:
         folder = runs / "sft" / configuration
-        after = weights(folder / "model")
-        assert all(torch.equal(after[n], before[configuration][n]) for n in after), configuration
         as_launched("single")
         METHODS["sft"](str(folder), 13, 0)
         lines = read_metrics(folder / "metrics.jsonl", "train")

@@ -23,7 +23,7 @@ def packed():
     return cut([dialogue, group(range(20, 24), answers)], 100)[0]
 
 
-@pytest.mark.parametrize("size", [2, 3, 4, 5, 20])
+@pytest.mark.parametrize("size", [2, 3, 4, 5, 16])
 def test_the_parts_of_a_row_hold_every_token_and_every_scored_position_once(size):
     row = packed()
     parts = [SequenceGroup(size, place).own_part(row) for place in range(size)]
@@ -49,6 +49,12 @@ def test_a_row_that_nobody_shares_and_a_stand_in_stay_whole():
 def test_groups_that_processes_cannot_be_divided_into_are_refused():
     with pytest.raises(UserError, match="sequence_parallel_size: 2 does not divide the 1 processes"):
         make_sequence_group(2, attention_heads=4)
+
+
+def test_a_row_with_fewer_tokens_than_ranks_is_one_ranks_alone():
+    row = packed()
+    assert SequenceGroup(20, 0).own_part(row) is row
+    assert SequenceGroup(20, 1).own_part(row).empty
 
 
 @pytest.mark.slow

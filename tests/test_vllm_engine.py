@@ -363,7 +363,8 @@ def test_weights_rest_in_memory_only_when_every_server_is_here(tmp_path):
     far = EngineConfig("vllm", ["http://127.0.0.1:1", "http://node2:2"])
     assert weights_folder(far, str(tmp_path)) == tmp_path / "vllm_weights"
     named = EngineConfig("vllm", vllm_weights_dir=str(tmp_path / "here"))
-    assert weights_folder(named, "elsewhere") == tmp_path / "here"
+    mine, other = weights_folder(named, "elsewhere"), weights_folder(named, "there")
+    assert mine.parent == other.parent == tmp_path / "here" and mine != other  # each is emptied by its own run alone
 
 
 def test_the_server_is_started_for_training_and_options_take_the_place_of_defaults():

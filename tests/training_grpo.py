@@ -5,7 +5,9 @@ python -m tests.training_grpo OUTPUT_DIR [steps] [save_every]
 
 from __future__ import annotations
 
+import copy
 import sys
+import time
 
 import numpy as np
 import torch
@@ -13,11 +15,40 @@ import torch
 from alignment.algorithms.grpo import Grpo, GrpoConfig
 from alignment.config import TrainConfig
 from alignment.data.curriculum import Curriculum
+from alignment.errors import EngineLost
 from alignment.models import Policy
 from alignment.rollout import TransformersEngine
 from alignment.trainer import Trainer, make_accelerator
 from alignment.types import Prompt, Rollout, Sampling
 from tests.tiny import tiny_model, tiny_tokenizer
+
+
+class Apart:
+    """An engine with weights of its own, as a server has. lost: calls of `generate` from which on it cannot be reached;
+    deaf: calls of `load_weights`."""
+
+    remote = True
+
+    def __init__(self, policy, lost=10**9, deaf=10**9):
+        self.engine = TransformersEngine(copy.deepcopy(policy.model), tiny_tokenizer(), 16)
+        self.lost, self.deaf, self.asked, self.loaded, self.busy = lost, deaf, 0, 0, False
+
+    def generate(self, prompts, n, sampling, step=0):
+        self.asked += 1
+        if self.asked > self.lost:
+            raise EngineLost("no server")
+        self.busy = True
+        time.sleep(0.01)
+        groups = self.engine.generate(prompts, n, sampling, step)
+        self.busy = False
+        return groups
+
+    def load_weights(self, model, step):
+        self.loaded += 1
+        assert not self.busy  # what is being sampled keeps its weights
+        if self.loaded > self.deaf:
+            raise EngineLost("no server takes weights")
+        self.engine.load_weights(model, step)
 
 
 def count_low_tokens(rollouts: list[Rollout]) -> dict[str, float]:
@@ -35,6 +66,7 @@ def train_grpo(
     score=count_low_tokens,
     learning_rate: float = 3e-3,
     top_k: int = 50,
+    remote: bool = False,
     **settings,
 ) -> Policy:
     config = TrainConfig(
@@ -46,7 +78,7 @@ def train_grpo(
     prompts = [Prompt(f"p{i}", [], rng.integers(5, 300, 4 + 3 * i).tolist()) for i in range(5)]
     algorithm = Grpo(
         policy,
-        TransformersEngine(policy.model, tiny_tokenizer(), max_rows=6),
+        Apart(policy) if remote else TransformersEngine(policy.model, tiny_tokenizer(), max_rows=6),
         prompts,
         score,
         Curriculum([p.id for p in prompts], "variance", seed=0),

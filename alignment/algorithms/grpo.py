@@ -136,6 +136,8 @@ class Grpo:
         self.max_tokens = max_tokens
         self.sends_weights = getattr(engine, "remote", False)
         self.on_policy = config.mini_batches * config.episode_epochs == 1
+        self.scores_again = config.old_logprobs == "recompute" and not self.on_policy
+        self.reads_policy = not self.sends_weights or self.scores_again or bool(config.beta and reference is None)
         self.entropy = config.entropy_control()
         self.measuring = True  # the first optimizer step of an episode, before which the policy is the one to compare
         self.steps = steps
@@ -156,7 +158,7 @@ class Grpo:
             add_ref_logprobs(self.policy, self.reference, trees, self.max_tokens, self.sampling.temperature)
             if self.config.kl == "reward":
                 advantages_PG, flat_P = self._penalise(trees, groups, rewards_PG)
-        if self.config.old_logprobs == "recompute" and not self.on_policy:
+        if self.scores_again:
             add_logprobs(self.policy, trees, "old_logprobs", self.max_tokens, self.sampling.temperature)
         stats |= {**rollout_stats(groups), "flat_groups": (int(flat_P.sum()), len(flat_P))}
         if self.ahead:
@@ -199,14 +201,12 @@ class Grpo:
         """This rank's groups of the next prompts; none when there are fewer prompts than ranks. With rollouts ahead the
         first round's are there already, and those of the next step are begun."""
         ahead = self.ahead if first_round else None
-        ready = ahead.take(step) if ahead else None
-        if ready is None:
+        groups = ahead.take(step) if ahead else None
+        if groups is None:
             prompts = [self.prompts[i] for i in self.curriculum.take(count)[rank() :: world_size()]]
             groups = generate_together(self.engine, prompts, self.config.group_size, self.sampling, step)
-        else:
-            groups = ready[1]
         if ahead and step + 1 != self.steps:
-            ahead.start(step + 1, self.curriculum.take(self.config.prompts_per_step)[rank() :: world_size()])
+            ahead.start(step + 1, self.curriculum.take(self.config.prompts_per_step))
         return groups
 
     def _has_signal(self, group: list[Rollout]) -> bool:

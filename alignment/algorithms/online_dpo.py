@@ -69,6 +69,7 @@ class OnlineDpo:
         self.fingerprint = prompts_fingerprint(prompts)
         self.config, self.dpo, self.sampling, self.reference = config, dpo, sampling, reference
         self.sends_weights = getattr(engine, "remote", False)
+        self.reads_policy = not self.sends_weights or reference.reads_policy
         self.order = Curriculum([p.id for p in prompts], "random", seed)
 
     def collect(self, step: int) -> Episode:

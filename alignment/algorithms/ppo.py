@@ -126,6 +126,7 @@ class Ppo:
             *(["ref_logprobs"] * bool(config.kl_coef)),
         ]
         self.value_only = False
+        self.measuring = True  # the first update of an episode, before which the policy is the one that sampled
         self._kl_sum, self._kl_count = 0.0, 0
 
     # --- collecting -------------------------------------------------------------------------------------------------
@@ -232,6 +233,7 @@ class Ppo:
                     (all_units,) = all_sum([units], self.model.device)
                     place = (step * c.episode_epochs + epoch) * c.mini_batches + number
                     members += self.pretraining.take(place, all_units, c.ptx_coef, self.columns, self.model.device)
+                self.measuring = epoch == number == 0
                 yield Batch(members, units)
 
     def _drifted(self) -> bool:
@@ -289,7 +291,9 @@ class Ppo:
         n = now_N.numel()
         if self.config.kl_stop:
             self._kl_sum, self._kl_count = self._kl_sum + float((old_N - now_N).sum()), self._kl_count + n
-        stats = surrogate_stats(surrogate.where(own), n) | sampler_stats((old_N - sampler_N).exp(), n)
+        stats = surrogate_stats(surrogate.where(own), n)
+        if self.measuring:
+            stats |= sampler_stats((now_N - sampler_N).exp(), n)
         return {
             **stats,
             "kl_to_sampler": ((sampler_N - now_N).sum(), n),

@@ -58,7 +58,10 @@ def heldout_loss(policy: Policy, trees: list[Tree], max_tokens: int, group: Sequ
     """Mean -log p per scored token over all ranks, and its exponential."""
     sums = MetricSums()
     for micro in cut(trees[group.number :: group.groups], max_tokens):
-        logprobs = policy(group.own_part(micro).to(policy.device)).logprobs_N
+        own = group.own_part(micro)
+        if own.empty:
+            continue
+        logprobs = policy(own.to(policy.device)).logprobs_N
         sums.add({"loss": (-logprobs.sum(), logprobs.numel())})
     loss = sums.reduce(policy.device)["loss"]
     return {"loss": loss, "perplexity": float(np.exp(loss))}

@@ -1,7 +1,8 @@
 """Rotary position embeddings for longer contexts than a model was trained on: a larger base, YaRN, dynamic NTK.
 
 YaRN: arXiv 2309.00071. A larger base before training on longer text: Qwen2.5 (arXiv 2412.15115, section 3) went from
-10,000 to 1,000,000. Dynamic NTK needs no training and changes nothing up to the length that the model knows.
+10,000 to 1,000,000. Dynamic NTK is for generation: it changes nothing up to the length that the model knows, which
+stays in its configuration; beyond it the base depends on the longest sequence of a forward pass.
 """
 
 from __future__ import annotations
@@ -34,6 +35,10 @@ class RopeConfig:
         if stretched and self.rope_factor <= 1:
             raise UserError(f"rope_factor: {self.rope_factor} is not valid for `rope_type: {self.rope_type}`, it has "
                             "to be above 1")  # fmt: skip
+        if self.rope_type == "dynamic" and self.max_position:
+            raise UserError(
+                "max_position: `rope_type: dynamic` sets in beyond the length of the checkpoint; leave it out"
+            )
         if not stretched and self.rope_factor:
             raise UserError("rope_factor: it goes with `rope_type: yarn`, `dynamic` or `linear`")
 
@@ -54,7 +59,20 @@ class RopeConfig:
             new = {"rope_type": self.rope_type, "rope_theta": new["rope_theta"]}
             if self.rope_factor:
                 new |= {"factor": self.rope_factor, "original_max_position_embeddings": length}
-                text.max_position_embeddings = int(length * self.rope_factor)
+                stretch = 1 if self.rope_type == "dynamic" else self.rope_factor  # whose limit is where it sets in
+                text.max_position_embeddings = int(length * stretch)
         if self.max_position:
             text.max_position_embeddings = self.max_position
         text.rope_parameters = new
+
+
+def check_length(config: PreTrainedConfig, max_length: int) -> None:
+    """Raises UserError for rows so long that their rotary embedding would depend on the rows packed beside them."""
+    text = config.get_text_config()
+    rope = getattr(text, "rope_parameters", None) or {}
+    kind, limit = rope.get("rope_type"), rope.get("original_max_position_embeddings") or text.max_position_embeddings
+    if kind in ("dynamic", "longrope") and max_length > limit:
+        raise UserError(
+            f"max_length: {max_length} exceeds the {limit} tokens up to which `rope_type: {kind}` is one embedding; "
+            "beyond it, it depends on the longest row of a forward pass. Lower max_length, or take `rope_type: yarn`"
+        )

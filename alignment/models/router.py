@@ -37,10 +37,11 @@ class RouterBalance:
 
     def observe(self, router_logits: Sequence[torch.Tensor], empty: bool) -> None:
         """Called by the model in every forward pass, with one [T, E] per layer."""
-        if self._counting and not empty:
-            assigned = torch.stack([self._assignments(layer) for layer in router_logits])
+        if self._counting:
+            counts = 0.0 if empty else 1.0  # a rank with nothing but stand-ins adds zeros to the sum over ranks
+            assigned = counts * torch.stack([self._assignments(layer) for layer in router_logits])
             self._assigned_LE = assigned if self._assigned_LE is None else self._assigned_LE + assigned
-            self._tokens += router_logits[0].shape[0]
+            self._tokens += counts * router_logits[0].shape[0]
         elif torch.is_grad_enabled() and not self._counting:
             self._share = self._loss(router_logits) * (0.0 if empty else 1.0)
 

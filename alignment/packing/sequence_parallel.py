@@ -20,6 +20,7 @@ import torch.distributed as dist
 
 from alignment.distributed import rank, world_size
 from alignment.errors import UserError
+from alignment.packing.micro_batches import empty_batch
 from alignment.types import PackedBatch
 
 
@@ -45,9 +46,12 @@ class SequenceGroup:
         return [tokens * i // self.size for i in range(self.size + 1)]
 
     def own_part(self, batch: PackedBatch) -> PackedBatch:
-        """This rank's tokens and scored positions of a row; the segments stay those of the whole row."""
+        """This rank's tokens and scored positions of a row; the segments stay those of the whole row. A row with fewer
+        tokens than ranks is one rank's alone."""
         if self.size == 1 or batch.empty:
             return batch
+        if batch.tokens < self.size:
+            return empty_batch() if self.place else batch
         start, end = self.borders(batch.tokens)[self.place : self.place + 2]
         own_N = (batch.score_index_N >= start) & (batch.score_index_N < end)
         return replace(

@@ -2,7 +2,7 @@
 
 They come from the policy of the step before, so they are one update old when they are trained on; their stamps and
 log-probabilities say so. New weights wait until they are finished, and a checkpoint holds them, so a run that goes on
-from it is the same as one that was never interrupted.
+from it is the same as one that was never interrupted; on another number of ranks they are made anew.
 """
 
 from __future__ import annotations
@@ -12,15 +12,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from alignment.distributed import together
+from alignment.distributed import rank, together, world_size
 from alignment.errors import UserError
 from alignment.types import Engine, Prompt, Rollout, Sampling
 
 
 @dataclass
 class _Flight:
+    """everywhere: indices of the prompts of all ranks."""
+
     step: int
-    indices: list[int]
+    everywhere: list[int]
     thread: threading.Thread | None = None
     groups: list[list[Rollout]] | None = None
     problem: Exception | None = None
@@ -33,9 +35,10 @@ class Ahead:
         self.engine, self.prompts, self.n, self.sampling = engine, prompts, n, sampling
         self.flight: _Flight | None = None
 
-    def start(self, step: int, indices: list[int]) -> None:
-        """Begin with the rollouts of `step`, by the weights that the engine has now."""
-        flight = _Flight(step, indices)
+    def start(self, step: int, everywhere: list[int]) -> None:
+        """Begin with this rank's rollouts of `step`, by the weights that the engine has now. everywhere: the prompts of
+        all ranks."""
+        flight = _Flight(step, everywhere)
         flight.thread = threading.Thread(target=self._make, args=(flight,), name="rollouts", daemon=True)
         self.flight = flight
         flight.thread.start()
@@ -54,8 +57,8 @@ class Ahead:
 
         together(join)
 
-    def take(self, step: int) -> tuple[list[int], list[list[Rollout]]] | None:
-        """The prompts' indices and the rollouts of `step`, made now where they were not; None when it was not begun."""
+    def take(self, step: int) -> list[list[Rollout]] | None:
+        """The rollouts of `step`, made now where they were not; None when it was not begun."""
         self.wait()
         flight, self.flight = self.flight, None
         if flight is None:
@@ -70,12 +73,12 @@ class Ahead:
 
         together(complete)
         assert flight.groups is not None
-        return flight.indices, flight.groups
+        return flight.groups
 
     def _make(self, flight: _Flight) -> None:
         flight.problem = None
         try:
-            prompts = [self.prompts[i] for i in flight.indices]
+            prompts = [self.prompts[i] for i in flight.everywhere[rank() :: world_size()]]
             flight.groups = self.engine.generate(prompts, self.n, self.sampling, flight.step)
         except Exception as error:
             flight.problem = error
@@ -87,10 +90,13 @@ class Ahead:
             return None
         if flight.thread is not None:
             flight.thread.join()
-        return {"step": flight.step, "indices": flight.indices, "groups": flight.groups}
+        return {"step": flight.step, "everywhere": flight.everywhere, "ranks": world_size(), "groups": flight.groups}
 
     def load_state_dict(self, state: dict[str, Any] | None) -> None:
-        self.flight = None if state is None else _Flight(state["step"], state["indices"], groups=state["groups"])
+        self.flight = None
+        if state is not None:
+            groups = state["groups"] if state["ranks"] == world_size() else None
+            self.flight = _Flight(state["step"], state["everywhere"], groups=groups)
 
 
 def check_ahead(engine: Engine) -> None:

@@ -2,7 +2,8 @@
 
 DeepSpeed is started here and not by accelerate, so that the group of processes, autocast and the types of weights are
 those of every other configuration: weights stay in their own type, and `bf16` computes in bfloat16. Clipping is ours,
-too: DeepSpeed knows one norm over everything, and looks at it within its step, when it is too late to stop.
+too: DeepSpeed knows one norm over everything, and looks at it within its step, when it is too late to stop. Of weights
+in half precision DeepSpeed updates a float32 copy, which checkpoints hold beside the moments.
 """
 
 from __future__ import annotations
@@ -57,6 +58,8 @@ class Zero:
             for p in parameters:
                 p.register_hook(lambda gradient, name=name: self.reached.add(name))
         self.all_updated = sum(p.numel() for group in optimizer.param_groups for p in group["params"])
+        updated = (p for group in optimizer.param_groups for p in group["params"])
+        self.half_precision = any(p.dtype in (torch.float16, torch.bfloat16) for p in updated)
         self.offloaded = (zero.get("offload_optimizer") or {}).get("device", "none") != "none"
         inner = _offloadable(optimizer) if self.offloaded else optimizer
         inner.register_step_pre_hook(_leave_resting_groups)
@@ -113,7 +116,9 @@ class Zero:
     def save_optimizer(self, folder: Path) -> None:
         """A file per rank: DeepSpeed's partitions are those of this number of ranks."""
         states = [self.optimizer.state.get(flat, {}) for _, flat, _ in self._groups()]
-        content = {"world_size": world_size(), "stage": self.stage, "states": states}
+        content: dict[str, Any] = {"world_size": world_size(), "stage": self.stage, "states": states}
+        if self.half_precision:
+            content["weights"] = [flat.detach() for _, flat, _ in self._groups()]
         torch.save(content, folder / f"optimizer-rank-{rank()}.pt")
 
     def load_optimizer(self, folder: Path) -> str:
@@ -125,6 +130,8 @@ class Zero:
                 "its optimizer state is not that of ZeRO of this stage on as many ranks: the weights go on, the "
                 "moments start anew"
             )
+        for (_, flat, _), weights in zip(self._groups(), content.get("weights", ())):
+            flat.data.copy_(weights)
         for (_, flat, _), state in zip(self._groups(), content["states"], strict=True):
             moved = {k: v.to(flat.device) if isinstance(v, torch.Tensor) and v.dim() else v for k, v in state.items()}
             self.optimizer.state[flat] = moved
