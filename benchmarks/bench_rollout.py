@@ -62,10 +62,11 @@ def run_ours(spec: dict[str, Any], gate: Gate) -> None:
     class Forced(TransformersEngine):
         """Ends every sample at its length."""
 
-        def _append(self, row, place, drawn, sampling):
-            super()._append(row, place, drawn, sampling)
-            if len(row.token_ids) == lengths[int(row.prompt.id), row.index]:
-                row.finish_reason = "stop"
+        def _draw(self, rows, logits, sampling):
+            super()._draw(rows, logits, sampling)
+            for row in rows:
+                if len(row.token_ids) == lengths[int(row.prompt.id), row.index]:
+                    row.finish_reason = "stop"
 
     given = [Prompt(str(i), [], ids) for i, ids in enumerate(questions(shape))]
     model, tokenizer = make_model(spec["model"]), make_tokenizer()
