@@ -4,8 +4,8 @@
 
 The student is the teacher without one of its four layers, after a short SFT on demonstrations. Every arm goes on from
 there; held-out pass rates are taken on the way, with the compute spent so far. GRPO has the quickstart's settings, four
-times the samples per update and three times the updates of the distillations. Seeds differ in the order of rows and prompts, and in the samples. Seeds that are done are not
-done again.
+times the samples per update and three times the updates of the distillations. Seeds differ in the order of rows and
+prompts, and in the samples. Seeds that are done are not done again.
 """
 
 from __future__ import annotations
