@@ -10,7 +10,7 @@ for the stages behind. `report`.json and `report`.html say which row fell to whi
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,12 +18,11 @@ import numpy as np
 
 import recipes  # noqa: F401  refuses to start when a foreign package shadows ours
 from alignment.chat.messages import check_messages
-from alignment.chat.thinking import OPEN
 from alignment.config import parse
 from alignment.data.decontaminate import ValidationTexts
 from alignment.data.funnel import Funnel, FunnelReport, by_domain, share_out
 from alignment.data.load import load_rows, require_columns
-from alignment.data.sampled import KEPT_COLUMNS, check_response
+from alignment.data.sampled import KEPT_COLUMNS, check_response, whole_response
 from alignment.errors import UserError, about
 from recipes import cold_start_filters as filters
 from recipes.common import run
@@ -74,7 +73,8 @@ class ColdStartRecipe:
 
 
 def read_groups(sources: Sequence[str]) -> dict[str, list[Row]]:
-    """Records of responses by their prompt's id."""
+    """Records of responses by their prompt's id. A response that begins inside a thinking block that its prompt opened
+    gets the opening tag, in place of the column `think_opened`."""
     groups: dict[str, list[Row]] = defaultdict(list)
     for source in sources:
         records = load_rows(source)
@@ -83,7 +83,8 @@ def read_groups(sources: Sequence[str]) -> dict[str, list[Row]]:
             for number, record in enumerate(records, 1):
                 check_response(record, number)
         for record in records:
-            groups[str(record["prompt_id"])].append(record)
+            own = {name: cell for name, cell in record.items() if name != "think_opened"}
+            groups[str(record["prompt_id"])].append({**own, "response": whole_response(record)})
     return groups
 
 
@@ -105,30 +106,27 @@ def filter_queries(recipe: ColdStartRecipe, queries: Sequence[Row]) -> tuple[Fun
 
 def filter_responses(recipe: ColdStartRecipe, records: Sequence[Row]) -> tuple[Funnel, list[Row]]:
     validation = ValidationTexts([question_of(row) for source in recipe.validation for row in load_rows(source)])
-    funnel = Funnel("responses", lambda r: (f"{r['prompt_id']}/{r.get('sample', 0)}", text_of(r)))
+    funnel = Funnel("responses", lambda r: (f"{r['prompt_id']}/{r.get('sample', 0)}", r["response"]))
     kept = funnel.keep(records, "unfinished", lambda r: filters.unfinished(r.get("finish_reason", "stop")))
-    kept = funnel.keep(kept, "wrong_answer", lambda r: filters.wrong_answer(text_of(r), r, recipe.verifier))
+    kept = funnel.keep(kept, "wrong_answer", lambda r: filters.wrong_answer(r["response"], r, recipe.verifier))
     kept = funnel.keep(
         kept,
         "heavy_repetition",
-        lambda r: filters.heavy_repetition(text_of(r), recipe.repetition_ngram, recipe.max_repetition),
+        lambda r: filters.heavy_repetition(r["response"], recipe.repetition_ngram, recipe.max_repetition),
     )
     kept = funnel.keep(
         kept,
         "guess_without_reasoning",
-        lambda r: filters.guess_without_reasoning(text_of(r), recipe.min_thinking_words),
+        lambda r: filters.guess_without_reasoning(r["response"], recipe.min_thinking_words),
     )
-    kept = funnel.keep(kept, "thinking_disagrees", lambda r: filters.thinking_disagrees(text_of(r), r, recipe.verifier))
-    kept = funnel.keep(kept, "mixes_languages", lambda r: filters.mixes_languages(text_of(r), r, question_of(r)))
     kept = funnel.keep(
-        kept, "near_validation", lambda r: filters.near_validation(question_of(r), text_of(r), validation)
+        kept, "thinking_disagrees", lambda r: filters.thinking_disagrees(r["response"], r, recipe.verifier)
+    )
+    kept = funnel.keep(kept, "mixes_languages", lambda r: filters.mixes_languages(r["response"], r, question_of(r)))
+    kept = funnel.keep(
+        kept, "near_validation", lambda r: filters.near_validation(question_of(r), r["response"], validation)
     )
     return funnel, kept
-
-
-def text_of(record: Mapping[str, Any]) -> str:
-    """The whole response; a thinking block that the prompt opened belongs to it."""
-    return (f"{OPEN}\n" if record.get("think_opened") else "") + record["response"]
 
 
 def choose(recipe: ColdStartRecipe, records: Sequence[Row]) -> list[Row]:
@@ -157,13 +155,13 @@ def training_row(record: Row) -> Row:
     content = next(record[name] for name in ("messages", "prompt", "question") if record.get(name) is not None)
     messages = check_messages([{"role": "user", "content": content}] if isinstance(content, str) else content)
     kept = {name: record[name] for name in KEPT_COLUMNS if record.get(name) is not None}
-    answer = {"role": "assistant", "content": text_of(record)}
+    answer = {"role": "assistant", "content": record["response"]}
     return {"id": str(record["prompt_id"]), "domain": domain(record), "messages": [*messages, answer], **kept}
 
 
 def query_row(record: Row) -> Row:
     """The query as it was before it was answered."""
-    kept = {name: cell for name, cell in record.items() if name not in (*OWN_COLUMNS, "think_opened")}
+    kept = {name: cell for name, cell in record.items() if name not in OWN_COLUMNS}
     return {**kept, "id": str(record["prompt_id"]), "domain": domain(record)}
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from alignment.chat.thinking import parse_response
 from alignment.data.decontaminate import ValidationTexts, tokens_of
 from rewards import get_reward
-from verifiers import NoAnswerKeyError, answer_key, gold_response, verify
+from verifiers import NoAnswerKeyError, answer_key, cannot_judge, gold_response, verify
 from verifiers.language import language_mix, mixing
 from verifiers.scripts import words
 
@@ -26,10 +26,13 @@ _QUESTION = re.compile(r"[?？](?=\s|$|[^?？\s])")
 
 
 def not_verifiable(row: Row, verifier: str) -> str:
-    """The row's own gold answer, column `answer`, does not pass: there is none, or nothing can check it."""
-    if row.get("answer") is None:
-        return "no column `answer`"
-    verdict = verify(verifier, gold_response(verifier, row["answer"], row), row)
+    """The row's own gold answer, column `answer`, does not pass. Without one: the verifier errs on the row, as `code`
+    does not on one with tests."""
+    # a gold answer is a whole response: it does not begin inside a thinking block that the prompt opened
+    own = {name: cell for name, cell in row.items() if cell is not None and name != "think_opened"}
+    if "answer" not in own:
+        return cannot_judge(verifier, own)
+    verdict = verify(verifier, gold_response(verifier, own["answer"], own), own)
     return "" if verdict.status == "pass" else f"its own answer: {verdict.status}, {verdict.detail}"
 
 

@@ -22,7 +22,7 @@ from trl import ModelConfig
 import recipes  # noqa: F401  refuses to start when a foreign package shadows ours
 from alignment.config import check_values, parse
 from alignment.data.curriculum import fingerprint
-from alignment.data.sampled import ByVerdict, Response, accepted_rows, pair_rows, sort_responses
+from alignment.data.sampled import ByVerdict, Response, accepted_rows, pair_rows, sort_responses, whole_response
 from alignment.distributed import gather_objects, rank, world_size
 from alignment.errors import UserError
 from alignment.metrics import replace_file
@@ -136,7 +136,7 @@ def write_outputs(recipe: GenerateRecipe, prompts: Sequence[Prompt], known: dict
     counts: Counter[str] = Counter()
     sorted_out: list[ByVerdict] = []
     for prompt in prompts:
-        responses = [Response(r["response"], r["score"], r["finish_reason"] == "stop") for r in known[prompt.id]]
+        responses = [Response(whole_response(r), r["score"], r["finish_reason"] == "stop") for r in known[prompt.id]]
         sorted_out.append(sort_responses(prompt, responses, recipe.pass_score, recipe.seed, counts))
     print(", ".join(f"{name} {count:,}" for name, count in counts.items()), flush=True)
     for name, path, make in (("pairs", recipe.pairs, pair_rows), ("accepted", recipe.accepted, accepted_rows)):

@@ -70,7 +70,10 @@ def _register(name: str, path: str) -> None:
         spec = of_row(row)[0]
         return gold_response(spec.verifier, gold, _row(spec, row))
 
-    register_verifier(name, columns=(TASK,), answer_of=answer_of, gold_response=gold_of)(routed)
+    def parts_of(row: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+        return [(spec.verifier, _row(spec, row)) for spec in of_row(row)]
+
+    register_verifier(name, columns=(TASK,), answer_of=answer_of, gold_response=gold_of, parts=parts_of)(routed)
 
 
 def _verifiers(specs: Sequence[RewardSpec]) -> list[RewardSpec]:

@@ -10,6 +10,7 @@ from alignment.data.load import load_rows
 from alignment.errors import UserError
 from recipes import cold_start, select_queries
 from recipes import cold_start_filters as f
+from rewards.routed_verifier import find_verifier
 
 ROW = {"question": "What is 12 + 30?", "answer": "42"}
 GOOD = (
@@ -21,10 +22,36 @@ GOOD = (
 
 def test_queries_whose_gold_answer_does_not_pass_are_not_verifiable():
     assert f.not_verifiable(ROW, "math") == ""
-    assert f.not_verifiable({"question": "Write a poem."}, "math") == "no column `answer`"
+    assert "needs the column 'answer'" in f.not_verifiable({"question": "Write a poem."}, "math")
+    assert "needs the column 'answer'" in f.not_verifiable({"question": "Write a poem.", "answer": None}, "math")
     assert f.not_verifiable({**ROW, "answer": ""}, "math")
     assert f.not_verifiable({**ROW, "answer": "A", "choices": ["x"]}, "choice") == ""
     assert "its own answer: error" in f.not_verifiable({**ROW, "answer": "D", "choices": ["x"]}, "choice")
+
+
+def test_a_query_without_a_gold_answer_is_verifiable_when_its_verifier_can_judge_it(tmp_path):
+    for columns in (
+        {"tests": ["assert add(1, 2) == 3"]},
+        {"entry_point": "add", "cases": [{"args": [1, 2], "expected": 3}]},
+        {"stdio": [{"stdin": "1 2", "stdout": "3"}], "answer": None},
+    ):
+        assert f.not_verifiable({"question": "Add.", **columns}, "code") == ""
+    assert "exactly one of" in f.not_verifiable({"question": "Add."}, "code")
+    # a format that the empty response breaks does not hide that `math` has nothing to compare with
+    assert "needs the column 'answer'" in f.not_verifiable({"verifiers": ["format", "math"]}, "all_of")
+    (tmp_path / "rewards.yaml").write_text(
+        "tasks:\n  code: verifier:code\n  sums: {name: verifier:all_of, verifiers: [math, format]}\n"
+    )
+    routing = f"routing:{tmp_path / 'rewards.yaml'}"
+    find_verifier(routing)
+    assert f.not_verifiable({"task": "code", "tests": ["assert add(1, 2) == 3"]}, routing) == ""
+    assert "needs the column 'answer'" in f.not_verifiable({"task": "sums"}, routing)
+    assert f.not_verifiable({"task": "sums", "answer": "42"}, routing) == ""
+
+
+def test_a_thinking_block_that_the_prompt_opened_does_not_swallow_the_gold_answer():
+    assert f.not_verifiable({**ROW, "think_opened": True}, "math") == ""
+    assert f.not_verifiable({**ROW, "think_opened": True, "verifiers": ["math", "format"]}, "all_of") == ""
 
 
 @pytest.mark.parametrize(
@@ -205,6 +232,25 @@ def test_cold_start_rows_from_candidates(tmp_path, capsys):
                          "--min_thinking_words", "1000"])  # fmt: skip
 
 
+def opened(rows):
+    """As a model with a template that opens the thinking block would have answered."""
+    return [{**row, "response": row["response"].removeprefix("<think>\n"), "think_opened": True} for row in rows]
+
+
+@pytest.mark.parametrize("verifier", ["math", "routing"])
+def test_responses_that_begin_inside_a_thinking_block_fall_for_their_own_faults_only(tmp_path, capsys, verifier):
+    (tmp_path / "rewards.yaml").write_text("tasks:\n  sums: {name: verifier:all_of, verifiers: [math, format]}\n")
+    candidates = write(tmp_path / "c.jsonl", opened(records(3, task="sums")))
+    arguments = ["--candidates", candidates, "--output", str(tmp_path / "rows.jsonl"), "--min_thinking_words", "10"]
+    arguments += ["--output_queries", str(tmp_path / "queries.jsonl"), "--verifier"]
+    report = cold_start.main([*arguments, f"routing:{tmp_path / 'rewards.yaml'}" if verifier == "routing" else "math"])
+    found = {c["filter"]: (c["before"], c["dropped"]) for c in report["filters"]}
+    assert found["not_verifiable"] == (3, 0)
+    assert found["wrong_answer"] == (12, 3)
+    assert all(row["messages"][-1]["content"] == GOOD for row in load_rows(str(tmp_path / "rows.jsonl")))
+    assert "think_opened" not in load_rows(str(tmp_path / "queries.jsonl"))[0]
+
+
 def scored(rates, domain):
     """Ten scored responses to each query, as many right as the rate says."""
     rows = []
@@ -248,6 +294,13 @@ def test_queries_are_new_learnable_hard_and_broad(tmp_path, capsys):
     assert not {"response", "score", "sample", "prompt_id"} & set(chosen[0])
     assert report["domains"][0] == {"domain": "logic", "queries": 2, "eligible": 1, "chosen": 1,
                                     "pass rate eligible": 0.4, "pass rate chosen": 0.4}  # fmt: skip
+
+
+def test_queries_that_were_answered_inside_an_opened_block_are_verifiable(tmp_path, capsys):
+    arguments = ["--responses", write(tmp_path / "r.jsonl", opened(scored([0.5], "math")))]
+    report = select_queries.main([*arguments, "--output", str(tmp_path / "out.jsonl")])
+    assert report["filters"][0]["dropped"] == 0
+    assert "think_opened" not in load_rows(str(tmp_path / "out.jsonl"))[0]
 
 
 def test_bad_settings_name_the_key(tmp_path):

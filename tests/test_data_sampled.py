@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 
 import pytest
 
-from alignment.data.sampled import Response, accepted_rows, pair_rows, sort_responses
+from alignment.data.response_groups import groups_from_responses
+from alignment.data.sampled import Response, accepted_rows, pair_rows, sort_responses, whole_response
 from alignment.types import Prompt
+from recipes.generate import GenerateRecipe, write_outputs
 
 CHAT = Prompt("p", [{"role": "user", "content": "2 + 3?"}], [1], {"id": "p", "answer": "5", "tools": [{"name": "f"}]})
 TEXT = Prompt("t", [], [1], {"prompt": "2 + 3 ="})
@@ -102,3 +105,23 @@ def test_rows_of_a_text_are_texts():
     (row,) = pair_rows(grid(1, 1, prompt=TEXT), 1)
     assert (row["prompt"], row["chosen"], row["rejected"]) == ("2 + 3 =", "pass 0", "fail 0")
     assert accepted_rows(grid(1, 1, prompt=TEXT), 1)[0]["completion"] == "pass 0"
+
+
+def test_a_thinking_block_that_the_prompt_opened_is_written_with_its_opening_tag(tmp_path):
+    prompt = Prompt("p", CHAT.messages, [1], {"id": "p", "think_opened": True})
+    records = [
+        {"prompt_id": "p", "response": f"hm</think>{n}", "score": float(n == 5), "finish_reason": "stop", **row}
+        for n in (5, 6)
+        for row in [{**prompt.row, "prompt": CHAT.messages}]
+    ]
+    assert whole_response(records[0]) == "<think>\nhm</think>5"
+    assert whole_response({"response": "<think>hm</think>5"}) == "<think>hm</think>5"
+    paths = {name: tmp_path / f"{name}.jsonl" for name in ("pairs", "accepted")}
+    recipe = GenerateRecipe(responses="r.jsonl", **{name: str(path) for name, path in paths.items()})
+    write_outputs(recipe, [prompt], {"p": records})
+    (pair,), (accepted,) = ([json.loads(line) for line in path.open()] for path in paths.values())
+    assert pair["chosen"][0]["content"] == "<think>\nhm</think>5"
+    assert pair["rejected"][0]["content"] == "<think>\nhm</think>6"
+    assert accepted["completion"][0]["content"] == "<think>\nhm</think>5"
+    (group,), _ = groups_from_responses(records)
+    assert group["completions"] == ["<think>\nhm</think>5", "<think>\nhm</think>6"]

@@ -85,6 +85,17 @@ def combine_weighted(weights: Mapping[str, float]) -> Verifier:
     return verifier
 
 
+def _gold_for_all(gold: Any, row: Mapping[str, Any]) -> str:
+    """The gold answer in the form that each verifier in turn gives it."""
+    for name in row["verifiers"]:
+        gold = gold_response(name, gold, row)
+    return gold
+
+
+def _parts(row: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    return [(name, row) for name in row["verifiers"]]
+
+
 def _check(names: Sequence[str]) -> None:
     if not names:
         raise ValueError("name at least one verifier")
@@ -92,7 +103,7 @@ def _check(names: Sequence[str]) -> None:
         get_verifier(name)
 
 
-@register_verifier("all_of", columns=("verifiers",))
+@register_verifier("all_of", columns=("verifiers",), gold_response=_gold_for_all, parts=_parts)
 def all_of(response: str, row: Mapping[str, Any]) -> Verdict:
     """Every verifier that the row's `verifiers` column names must pass.
 
@@ -102,7 +113,7 @@ def all_of(response: str, row: Mapping[str, Any]) -> Verdict:
     return combine_all(*row["verifiers"])(response, row)
 
 
-@register_verifier("any_of", columns=("verifiers",))
+@register_verifier("any_of", columns=("verifiers",), parts=_parts)
 def any_of(response: str, row: Mapping[str, Any]) -> Verdict:
     """One of the verifiers that the row's `verifiers` column names must pass.
 
@@ -112,7 +123,7 @@ def any_of(response: str, row: Mapping[str, Any]) -> Verdict:
     return combine_any(*row["verifiers"])(response, row)
 
 
-@register_verifier("weighted", columns=("verifiers",))
+@register_verifier("weighted", columns=("verifiers",), parts=_parts)
 def weighted(response: str, row: Mapping[str, Any]) -> Verdict:
     """The weighted mean of the scores; the row's `verifiers` column maps names to weights.
 
@@ -132,6 +143,7 @@ def answer_by_task(response: str, row: Mapping[str, Any]) -> Hashable | None:
     columns=("task",),
     answer_of=answer_by_task,
     gold_response=lambda gold, row: gold_response(row["task"], gold, row),
+    parts=lambda row: [(row["task"], row)],
 )
 def by_task(response: str, row: Mapping[str, Any]) -> Verdict:
     """The verifier that the row's `task` column names.

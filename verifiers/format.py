@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from verifiers.language import language_mix, mixing, split_thinking
-from verifiers.registry import register_verifier
+from verifiers.registry import gold_text, register_verifier
 from verifiers.scripts import scripts_of
 from verifiers.verdict import Verdict
 
@@ -29,7 +29,20 @@ _BOX = re.compile(r"\\boxed\s*\{")
 _LANGUAGE_COLUMNS = ("answer_language", "thinking_language", "max_foreign_share")
 
 
-@register_verifier("format", optional=("mode", "think_opened", "answer_tags", "boxed", *_LANGUAGE_COLUMNS))
+def _gold_in_form(gold: Any, row: Mapping[str, Any]) -> str:
+    text = gold_text(gold)
+    if row.get("boxed") and not _BOX.search(text):
+        text = f"\\boxed{{{text}}}"
+    if row.get("answer_tags"):
+        text = f"<answer>{text}</answer>"
+    return text if row.get("mode") == "no_think" else f"{_OPEN}\n…\n{_CLOSE}\n\n{text}"
+
+
+@register_verifier(
+    "format",
+    optional=("mode", "think_opened", "answer_tags", "boxed", *_LANGUAGE_COLUMNS),
+    gold_response=_gold_in_form,
+)
 def format(response: str, row: Mapping[str, Any]) -> Verdict:
     r"""Exactly one thinking block, then a non-empty answer; with `mode: no_think` no block or an empty one.
 

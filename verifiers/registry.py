@@ -15,6 +15,7 @@ from verifiers.verdict import Verdict
 
 Verifier = Callable[[str, Mapping[str, Any]], Verdict]
 AnswerOf = Callable[[str, Mapping[str, Any]], Hashable | None]
+Parts = Callable[[Mapping[str, Any]], Iterable[tuple[str, Mapping[str, Any]]]]
 GoldResponse = Callable[[Any, Mapping[str, Any]], str]
 
 # Built-in verifiers and the module that registers each; a module is imported when its name is first asked for.
@@ -40,8 +41,8 @@ _BUILTIN_MODULES: dict[str, str] = {
 @dataclass(frozen=True, slots=True)
 class VerifierInfo:
     """A registered verifier: the row columns it needs, those it reads when present, its docstring's first line; if it
-    has them, the functions that read the answer out of a response as a key for majority votes, and that write a
-    response around a gold answer."""
+    has them, the functions that read the answer out of a response as a key for majority votes, that write a response
+    around a gold answer, and that name the verifiers it is made of."""
 
     name: str
     fn: Verifier
@@ -50,6 +51,7 @@ class VerifierInfo:
     summary: str
     answer_of: AnswerOf | None = None
     gold_response: GoldResponse | None = None
+    parts: Parts | None = None
 
 
 _registered: dict[str, VerifierInfo] = {}
@@ -65,6 +67,7 @@ def register_verifier(
     optional: Iterable[str] = (),
     answer_of: AnswerOf | None = None,
     gold_response: GoldResponse | None = None,
+    parts: Parts | None = None,
 ) -> Callable[[Verifier], Verifier]:
     """Register `fn(response, row) -> Verdict` under `name`.
 
@@ -72,6 +75,7 @@ def register_verifier(
     optional: row columns it reads when present.
     answer_of: `(response, row) -> key`, equal for equal answers and None where there is none; for majority votes.
     gold_response: `(gold answer, row) -> response` that gives it, where the gold answer as a text is none.
+    parts: `row -> (name, row) of each` verifier that it asks, for one made of others.
     Raises ValueError when the name is taken by another function.
     """
 
@@ -82,7 +86,9 @@ def register_verifier(
         if taken and not same:
             raise ValueError(f"a verifier named {name!r} is already registered; choose another name")
         summary = first_docstring_line(fn)
-        _registered[name] = VerifierInfo(name, fn, tuple(columns), tuple(optional), summary, answer_of, gold_response)
+        _registered[name] = VerifierInfo(
+            name, fn, tuple(columns), tuple(optional), summary, answer_of, gold_response, parts
+        )
         return fn
 
     return register
@@ -155,6 +161,25 @@ def verify(verifier: str | Verifier, response: str, row: Mapping[str, Any]) -> V
     return verdict if verdict.seconds else replace(verdict, seconds=time.perf_counter() - start)
 
 
+def cannot_judge(name: str, row: Mapping[str, Any]) -> str:
+    """Why a verifier, or one of those it is made of, errs on the row whatever the response; "" when it can judge.
+
+    >>> cannot_judge("math", {"question": "2 + 2?"})
+    "verifier 'math' needs the column 'answer'; the row has question"
+    >>> cannot_judge("code", {"tests": ["assert add(1, 2) == 3"]})
+    ''
+
+    Raises ValueError for an unknown name.
+    """
+    info = verifier_info(name)
+    verdict = verify(name, "", row)
+    if verdict.status == "error":
+        return verdict.detail
+    # a part that fails the empty response decides before another one errs, so each is asked alone
+    parts = info.parts(row) if info.parts else ()
+    return next((why for part, own in parts if (why := cannot_judge(part, own))), "")
+
+
 def gold_response(name: str, gold: Any, row: Mapping[str, Any]) -> str:
     """A response that gives a row's gold answer, to check the row; of a list of accepted answers the first.
 
@@ -166,6 +191,11 @@ def gold_response(name: str, gold: Any, row: Mapping[str, Any]) -> str:
             return info.gold_response(gold, row)
         except Exception:  # a row that the verifier cannot read either; its verdict tells why
             pass
+    return gold_text(gold)
+
+
+def gold_text(gold: Any) -> str:
+    """A gold answer as a text; of a list of accepted answers the first."""
     first = gold[0] if isinstance(gold, (list, tuple)) and gold else gold
     return first if isinstance(first, str) else json.dumps(first, default=str)
 

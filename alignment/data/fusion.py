@@ -17,7 +17,14 @@ import numpy as np
 
 from alignment.chat.messages import check_messages, thinking_of, turn_weights
 from alignment.chat.thinking import CLOSE, FLAGS, OPEN, Mode, last_flag, mode_of, parse_response
-from alignment.data.sampled import KEPT_COLUMNS, Response, accepted_rows, check_response, sort_responses
+from alignment.data.sampled import (
+    KEPT_COLUMNS,
+    Response,
+    accepted_rows,
+    check_response,
+    sort_responses,
+    whole_response,
+)
 from alignment.errors import UserError
 from alignment.types import Prompt
 
@@ -82,8 +89,7 @@ def _accepted(records: Sequence[Row], counts: Counter[str], pass_score: float, p
         if content is None:
             raise UserError(f"the responses to prompt {prompt_id!r} have no column `messages`, `prompt` or `question`")
         messages = check_messages([{"role": "user", "content": content}] if isinstance(content, str) else content)
-        head = f"{OPEN}\n" if group[0].get("think_opened") else ""
-        responses = [Response(head + r["response"], r.get("score"), r.get("finish_reason") == "stop") for r in group]
+        responses = [Response(whole_response(r), r.get("score"), r.get("finish_reason") == "stop") for r in group]
         by_verdict = sort_responses(Prompt(prompt_id, messages, [], group[0]), responses, pass_score, 0, counts)
         found += accepted_rows(by_verdict, per_prompt)
     return found

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from alignment.data.sampled import KEPT_COLUMNS, check_response
+from alignment.data.sampled import KEPT_COLUMNS, check_response, whole_response
 from alignment.errors import UserError
 
 
@@ -47,7 +47,7 @@ def groups_from_responses(records: Sequence[Mapping[str, Any]]) -> tuple[list[di
                 f"row {number}: needs `prompt_id`, `response` and `score`; its columns are {sorted(record)}"
             )
         check_response(record, number)
-        prompt_id, text, score = record["prompt_id"], record["response"], record["score"]
+        prompt_id, text, score = record["prompt_id"], whole_response(record), record["score"]
         if prompt_id not in rows:
             kept = {name: record[name] for name in KEPT_COLUMNS if record.get(name) is not None}
             rows[prompt_id] = {"prompt": _prompt(record, number), **kept}

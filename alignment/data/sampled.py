@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from alignment.chat.thinking import OPEN
 from alignment.errors import UserError, shorten
 from alignment.rollout.sampling import random_stream
 from alignment.types import Prompt
@@ -26,6 +27,12 @@ def check_response(record: Mapping[str, Any], number: int) -> None:
         raise UserError(f"row {number}: `response` has to be a text, got {shorten(response)}")
     if score is not None and not (isinstance(score, int | float) and abs(score) < math.inf):
         raise UserError(f"row {number}: `score` has to be a number or null, got {shorten(score)}")
+
+
+def whole_response(record: Mapping[str, Any]) -> str:
+    """The response of a record with the opening tag of a thinking block that its prompt opened (`think_opened`): as
+    training has it, where a conversation ends with the whole turn."""
+    return (f"{OPEN}\n" if record.get("think_opened") else "") + record["response"]
 
 
 @dataclass(frozen=True, slots=True)
