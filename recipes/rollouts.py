@@ -9,10 +9,11 @@ from typing import Any, Literal
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from alignment.chat.messages import template_variables
 from alignment.config import check_values
 from alignment.data.load import load_rows
 from alignment.data.prompts import build_prompts
-from alignment.errors import UserError
+from alignment.errors import UserError, about
 from alignment.rollout.episodes import EpisodeEngine, EpisodeLimits
 from alignment.trainer import Evaluation
 from alignment.types import Engine, Prompt, Sampling
@@ -95,21 +96,27 @@ def load_prompts(recipe: RolloutRecipe, tokenizer: PreTrainedTokenizerBase) -> l
     rows = load_rows(recipe.dataset, recipe.dataset_split or None, recipe.max_rows or None)
     rows = Tools(recipe.tools).offer(rows) if recipe.tools else rows
     _check_tasks(recipe.specs(), rows, recipe.dataset)
-    rows = in_modes(rows, recipe.modes)
+    with about(recipe.dataset):
+        rows = in_modes(rows, recipe.modes)
     prompts = build_prompts(rows, tokenizer, max_prompt_length=recipe.max_prompt_length, source=recipe.dataset)
     refuse_equal_modes(recipe.modes, prompts)
     return prompts
 
 
 def in_modes(rows: Sequence[Mapping[str, Any]], modes: str) -> list[dict[str, Any]]:
-    """The rows with `enable_thinking` set for the template and `mode` for verifiers; with `both`, each row twice."""
+    """The rows with `enable_thinking` set for the template and `mode` for verifiers; with `both`, each row twice.
+
+    Raises UserError for a row whose `chat_template_kwargs` cannot be read, with its number.
+    """
     asked = {"row": [], "thinking": ["thinking"], "no_think": ["no_think"], "both": ["thinking", "no_think"]}[modes]
     if not asked:
         return [dict(row) for row in rows]
     out = []
-    for row in rows:
+    for number, row in enumerate(rows, 1):
+        with about(f"row {number}"):
+            variables = template_variables(row)
         for mode in asked:
-            arguments = {**(row.get("chat_template_kwargs") or {}), "enable_thinking": mode == "thinking"}
+            arguments = {**variables, "enable_thinking": mode == "thinking"}
             name = {"id": f"{row['id']}/{mode}"} if row.get("id") is not None else {}
             out.append({**row, **name, "mode": mode, "chat_template_kwargs": arguments})
     return out
@@ -160,8 +167,9 @@ def make_score(
 def make_evaluation(
     recipe: RolloutRecipe, tokenizer: PreTrainedTokenizerBase, engine: Engine, sampling: Sampling
 ) -> Evaluation | None:
-    """Held-out figures by `eval_reward` (one of the rewards, or another name), or by the first reward. The best model
-    is that of the highest pass rate by a verifier, and of the highest mean by other rewards."""
+    """Held-out figures in the modes of training, by `eval_reward` (one of the rewards, or another name), or by the
+    first reward. The best model is that of the highest pass rate by a verifier, and of the highest mean by other
+    rewards."""
     if not recipe.eval_dataset:
         return None
     rows = load_rows(recipe.eval_dataset, recipe.eval_split or None)
@@ -170,6 +178,8 @@ def make_evaluation(
     specs = [spec for spec in recipe.specs() if recipe.eval_reward in ("", spec.name)][:1]
     specs = specs or read_specs([recipe.eval_reward])
     _check_tasks(specs, rows, source)
+    with about(source):
+        rows = in_modes(rows, recipe.modes)
     heldout = build_prompts(rows, tokenizer, max_prompt_length=recipe.max_prompt_length, source=source)
     judge = make_score(recipe, heldout, specs)
     metric = "pass_rate" if specs[0].name.startswith("verifier:") else "reward"

@@ -126,6 +126,19 @@ def test_dialogues_hold_several_questions_and_change_their_mode():
     assert {True, False} == set(carried)
 
 
+def test_joined_questions_are_of_one_task_and_keep_it():
+    thought = [{**row, "task": f"task {i % 3}"} for i, row in enumerate(thinking(30))]
+    plain = [{**row, "task": f"task {i % 3}"} if i % 4 else row for i, row in enumerate(non_thinking(40))]
+    task_of = {row["messages"][0]["content"]: row.get("task") for row in thought + plain}
+    pool = thinking_rows(thought, Counter()), non_thinking_rows(plain, Counter())
+    rows = fuse(*pool, FusionConfig(multi_turn_share=1.0, unflagged_share=1.0))
+    for row in rows:
+        texts = [m["content"] for m in row["messages"] if m["role"] == "user"]
+        bare = [text.replace("/no_think", "").replace("/think", "").strip() for text in texts]
+        assert {task_of[text] for text in bare} == {row.get("task")}
+    assert sum(len(answers([row])) > 1 for row in rows) > 10
+
+
 def test_the_seed_decides():
     assert mixture(seed=3) == mixture(seed=3)
     assert mixture(seed=3) != mixture(seed=4)
@@ -202,6 +215,10 @@ def test_the_flag_takes_the_place_of_the_variable_that_a_row_was_sampled_with():
     plain = {**conversation("6"), "chat_template_kwargs": {"enable_thinking": False}}
     kept, bare = non_thinking_rows([row, plain], Counter())
     assert kept["chat_template_kwargs"] == {"x": 1} and "chat_template_kwargs" not in bare
+    as_text = [{**r, "chat_template_kwargs": json.dumps(r["chat_template_kwargs"])} for r in (row, plain)]
+    assert non_thinking_rows(as_text, Counter()) == [kept, bare]
+    with pytest.raises(UserError, match="row 1 of the no_think rows: column chat_template_kwargs is not valid JSON"):
+        non_thinking_rows([{**row, "chat_template_kwargs": "{"}], Counter())
     (fused,) = [r for r in fuse(*pools(1, 0)[:1], [bare], FusionConfig()) if not thinking_of(r["messages"][-1])]
     assert last_flag(fused["messages"][:-1]) == "no_think"
 

@@ -8,11 +8,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from alignment.errors import UserError
 from alignment.metrics import read_metrics
-from alignment.types import Prompt
+from alignment.types import Prompt, Rollout, Sampling
 from recipes.distill import DistillRecipe, make_on_policy
 from recipes.quickstart.model import write_base_model
-from recipes.rollouts import in_modes
+from recipes.rollouts import RolloutRecipe, in_modes, make_evaluation
 from tests.teacher_server import teacher_server
 from tests.test_recipes import ROOT, data, recipe  # noqa: F401  data is a fixture
 from tests.tiny import tiny_tokenizer
@@ -126,3 +127,30 @@ def test_rows_come_in_the_modes_that_are_asked_for():
     assert [row["mode"] for row in both] == ["thinking", "no_think"] * 2
     assert [row.get("id") for row in both] == ["a/thinking", "a/no_think", None, None]
     assert rows[0]["chat_template_kwargs"] == {"x": 1}
+    as_text = [{**rows[0], "chat_template_kwargs": '{"x": 1}'}]
+    assert in_modes(as_text, "no_think") == [one]
+    with pytest.raises(UserError, match="row 1: column chat_template_kwargs must hold a dict"):
+        in_modes([{"chat_template_kwargs": "[1]"}], "thinking")
+
+
+class Recorder:
+    """An engine that answers 5 and keeps what it was asked."""
+
+    def generate(self, prompts, n, sampling, step=0):
+        self.prompts = prompts
+        return [[Rollout(p, i, [7], [0.0], "5", "stop", 0) for i in range(n)] for p in prompts]
+
+    def load_weights(self, model, step):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("modes", "asked"), [("row", [None]), ("no_think", ["no_think"]), ("both", ["thinking", "no_think"])]
+)
+def test_held_out_rows_are_asked_in_the_modes_of_training(tmp_path, modes, asked):
+    (tmp_path / "heldout.jsonl").write_text('{"question": "2 + 3?", "answer": "5"}\n')
+    recipe = RolloutRecipe(dataset="rows.jsonl", eval_dataset=str(tmp_path / "heldout.jsonl"), modes=modes)
+    engine = Recorder()
+    figures = make_evaluation(recipe, tiny_tokenizer(), engine, Sampling()).run()
+    assert [prompt.row.get("mode") for prompt in engine.prompts] == asked
+    assert figures["pass_rate"] == 1.0

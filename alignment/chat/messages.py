@@ -85,14 +85,17 @@ def template_arguments(row: Mapping[str, Any]) -> dict[str, Any]:
 
     Either may be given as JSON text, as data sets with columns of one type need it.
     """
-    arguments: dict[str, Any] = {}
-    variables = _from_json(row, "chat_template_kwargs", dict)
-    if variables:
-        arguments.update({key: value for key, value in variables.items() if value is not None})
+    arguments = template_variables(row)
     tools = _from_json(row, "tools", list)
     if tools:
         arguments["tools"] = tools
     return arguments
+
+
+def template_variables(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The column `chat_template_kwargs` alone, without the variables that are null."""
+    variables = _from_json(row, "chat_template_kwargs", dict) or {}
+    return {key: value for key, value in variables.items() if value is not None}
 
 
 def _from_json(row: Mapping[str, Any], column: str, kind: type) -> Any:

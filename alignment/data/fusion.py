@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from alignment.chat.messages import check_messages, thinking_of, turn_weights
+from alignment.chat.messages import check_messages, template_variables, thinking_of, turn_weights
 from alignment.chat.thinking import CLOSE, FLAGS, OPEN, Mode, last_flag, mode_of, parse_response
 from alignment.data.sampled import (
     KEPT_COLUMNS,
@@ -99,7 +99,7 @@ def _rows_of_mode(rows: Sequence[Row], mode: Mode, counts: Counter[str]) -> list
     out = []
     for number, row in enumerate(rows, 1):
         try:
-            messages = _conversation(row)
+            messages, kept = _conversation(row), _kept(row)
         except UserError as error:
             raise UserError(f"row {number} of the {mode} rows: {error}") from error
         trained = _trained(messages)
@@ -109,16 +109,16 @@ def _rows_of_mode(rows: Sequence[Row], mode: Mode, counts: Counter[str]) -> list
             reason = "a flag of its own asks for the other mode"
         counts[f"{mode}: {reason}" if reason else mode] += 1
         if not reason:
-            out.append({"messages": rewritten, **_kept(row)})
+            out.append({"messages": rewritten, **kept})
     return out
 
 
 def _kept(row: Row) -> Row:
     """Its other columns, without `enable_thinking`: the tokens are the same, and the mode is what flags ask for."""
     kept = {name: row[name] for name in KEPT_COLUMNS if row.get(name) is not None}
-    if arguments := kept.pop("chat_template_kwargs", None):
-        arguments = {name: value for name, value in arguments.items() if name != "enable_thinking"}
-    return {**kept, "chat_template_kwargs": arguments} if arguments else kept
+    kept.pop("chat_template_kwargs", None)
+    variables = {name: value for name, value in template_variables(row).items() if name != "enable_thinking"}
+    return {**kept, "chat_template_kwargs": variables} if variables else kept
 
 
 def _conversation(row: Row) -> list[dict[str, Any]]:
@@ -172,7 +172,10 @@ def fuse(thinking: Sequence[Row], non_thinking: Sequence[Row], config: FusionCon
     single = [i for i, row in enumerate(rows) if _is_single(row)]
     joined = [i for i in single if rng.random() < config.multi_turn_share]
     alone = [row for i, row in enumerate(rows) if i not in {*joined}]
-    dialogues = _joined([rows[i] for i in joined], config.max_turns, rng)
+    by_task: dict[Any, list[Row]] = {}
+    for i in joined:
+        by_task.setdefault(rows[i].get("task"), []).append(rows[i])
+    dialogues = [dialogue for same in by_task.values() for dialogue in _joined(same, config.max_turns, rng)]
     mixture = [_with_flags(row, config, rng) for row in [*alone, *dialogues]]
     return [mixture[i] for i in rng.permutation(len(mixture))]
 
@@ -197,11 +200,13 @@ def _is_single(row: Row) -> bool:
 
 
 def _joined(rows: Sequence[Row], max_turns: int, rng) -> list[Row]:
-    """Dialogues of 2 to max_turns questions; a last one that is left over stays alone."""
+    """Dialogues of 2 to max_turns questions, which have their other columns in common; a last one that is left over
+    stays alone."""
     dialogues, start = [], 0
     while start < len(rows):
         size = int(rng.integers(2, max_turns + 1))
-        dialogues.append({"messages": [m for row in rows[start : start + size] for m in row["messages"]]})
+        messages = [m for row in rows[start : start + size] for m in row["messages"]]
+        dialogues.append({**rows[start], "messages": messages})
         start += size
     return dialogues
 
