@@ -18,9 +18,9 @@ import numpy as np
 
 import recipes  # noqa: F401  refuses to start when a foreign package shadows ours
 from alignment.chat.messages import check_messages
-from alignment.config import parse
+from alignment.config import check_values, parse
 from alignment.data.decontaminate import ValidationTexts
-from alignment.data.funnel import Funnel, FunnelReport, by_domain, share_out
+from alignment.data.funnel import Funnel, FunnelReport, by_domain, check_weights, share_out
 from alignment.data.load import load_rows, require_columns
 from alignment.data.sampled import KEPT_COLUMNS, check_response, whole_response
 from alignment.errors import UserError, about
@@ -55,7 +55,8 @@ class ColdStartRecipe:
     per_query: int = field(default=1, metadata={"help": "Responses per query at most."})
     rows: int = field(default=0, metadata={"help": "Rows in all, spread over the domains; 0 = all that are left."})
     domain_weights: dict[str, float] = field(
-        default_factory=dict, metadata={"help": "Domains that are to have more or fewer of `rows`; 1 for the others."}
+        default_factory=dict,
+        metadata={"help": "Of domains that get more, fewer or (0) no rows; 1 for the others."},
     )
     seed: int = 0
     debug: bool = False
@@ -67,9 +68,9 @@ class ColdStartRecipe:
         for name in ("max_solved_without_thinking", "max_repetition"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name}: {getattr(self, name)} is not valid, it has to be between 0 and 1")
-        for name in ("per_query", "repetition_ngram"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}: {getattr(self, name)} is not valid, it has to be 1 or more")
+        check_values(self, "1 or more", "per_query", "repetition_ngram")
+        check_values(self, "0 or more", "rows")
+        check_weights(self.domain_weights)
 
 
 def read_groups(sources: Sequence[str]) -> dict[str, list[Row]]:

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 import recipes  # noqa: F401  refuses to start when a foreign package shadows ours
-from alignment.config import parse
+from alignment.config import check_values, parse
 from alignment.data.decontaminate import ValidationTexts, tokens_of
-from alignment.data.funnel import Funnel, FunnelReport, by_domain, share_out
+from alignment.data.funnel import Funnel, FunnelReport, by_domain, check_weights, share_out
 from alignment.data.load import load_rows
 from alignment.errors import UserError
 from recipes import cold_start_filters as filters
@@ -46,7 +46,8 @@ class SelectRecipe:
     )
     queries: int = field(default=0, metadata={"help": "Queries in all, spread over the domains; 0 = all eligible."})
     domain_weights: dict[str, float] = field(
-        default_factory=dict, metadata={"help": "Domains that are to have more or fewer; 1 for the others."}
+        default_factory=dict,
+        metadata={"help": "Of domains that get more, fewer or (0) no queries; 1 for the others."},
     )
     seed: int = 0
     debug: bool = False
@@ -58,6 +59,8 @@ class SelectRecipe:
         band = self.pass_rate_band
         if len(band) != 2 or not 0 <= band[0] <= band[1] <= 1:
             raise UserError(f"pass_rate_band: {band} is not valid, it has to be two numbers between 0 and 1 that rise")
+        check_values(self, "0 or more", "queries")
+        check_weights(self.domain_weights)
 
 
 def with_rates(groups: Mapping[str, Sequence[Row]], pass_score: float) -> list[Row]:

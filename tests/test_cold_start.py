@@ -1,6 +1,7 @@
 """The filters of the cold start and of the queries for reasoning RL, and the recipes around them."""
 
 import json
+import math
 
 import pytest
 
@@ -145,6 +146,11 @@ def test_what_a_small_group_cannot_fill_goes_to_the_others():
     assert share_out({"a": 3, "b": 4}, 100) == {"a": 3, "b": 4}
     assert share_out({"a": 10, "b": 10}, 9, {"a": 2}) == {"a": 6, "b": 3}
     assert share_out({}, 5) == {}
+
+
+def test_a_domain_of_weight_0_gives_nothing():
+    assert share_out({"a": 10, "b": 10}, 15, {"a": 0}) == {"a": 0, "b": 10}
+    assert share_out({"a": 10}, 5, {"a": 0.0}) == {"a": 0}
 
 
 def test_the_report_says_which_row_fell_to_which_filter(tmp_path, capsys):
@@ -309,7 +315,13 @@ def test_bad_settings_name_the_key(tmp_path):
         (cold_start, ["--candidates", "c", "--output", "o", "--max_repetition", "2"], "max_repetition"),
         (cold_start, ["--candidates", "c.jsonl", "--output", "o", "--verifier", "mth"], "did you mean 'math'"),
         (select_queries, ["--responses", "r", "--output", "o", "--pass_rate_band", "0.9", "0.1"], "pass_rate_band"),
+        (cold_start, ["--candidates", "c", "--output", "o", "--rows", "-1"], "rows: -1 is not valid"),
+        (select_queries, ["--responses", "r", "--output", "o", "--queries", "-2"], "queries: -2 is not valid"),
         (select_queries, ["--responses", "r", "--output", "o", "--querys", "1"], "did you mean `queries`"),
     ):
         with pytest.raises(UserError, match=message):
             recipe.main(arguments)
+    for kind, files in ((cold_start.ColdStartRecipe, "candidates"), (select_queries.SelectRecipe, "responses")):
+        for weight in (-1, "x", math.nan):
+            with pytest.raises(UserError, match=f"domain_weights: code: {weight!r} is not valid"):
+                kind(**{files: ["f"]}, output="o", domain_weights={"math": 0, "code": weight})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -12,6 +13,7 @@ from typing import Any, TypeVar
 from rich.console import Console
 from rich.table import Table
 
+from alignment.errors import UserError
 from alignment.metrics import replace_file
 from alignment.page import shorten, write_page
 
@@ -69,17 +71,25 @@ def share_out(sizes: Mapping[str, int], total: int, shares: Mapping[str, float] 
     >>> share_out({"math": 100, "code": 100}, 10, {"math": 4.0})
     {'math': 8, 'code': 2}
 
-    shares: weights; groups that are not named have weight 1.
+    shares: weights; groups that are not named have weight 1, nothing is taken of one with weight 0.
     """
     taken = dict.fromkeys(sizes, 0)
-    left = min(total, sum(sizes.values()))
+    weights = {name: (shares or {}).get(name, 1.0) for name in sizes}
+    left = min(total, sum(size for name, size in sizes.items() if weights[name]))
     while left:
-        open_groups = [name for name in sizes if taken[name] < sizes[name]]
+        open_groups = [name for name in sizes if weights[name] and taken[name] < sizes[name]]
         # one at a time to whoever is furthest below its share: exact, and no more steps than things are taken
-        name = min(open_groups, key=lambda n: (taken[n] + 1) / (shares or {}).get(n, 1.0))
+        name = min(open_groups, key=lambda n: (taken[n] + 1) / weights[n])
         taken[name] += 1
         left -= 1
     return taken
+
+
+def check_weights(weights: Mapping[str, float]) -> None:
+    """Raises UserError for a domain whose weight is negative or no finite number."""
+    for name, weight in weights.items():
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < math.inf:
+            raise UserError(f"domain_weights: {name}: {weight!r} is not valid, it has to be 0 or more")
 
 
 def by_domain(things: Sequence[Thing], domain: Callable[[Thing], str]) -> dict[str, list[Thing]]:
