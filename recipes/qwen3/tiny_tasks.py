@@ -1,4 +1,4 @@
-"""Rows of 26 small tasks, for the tiny run of the four stages: questions, answers, and what their rewards read.
+"""Rows of 28 small tasks, for the tiny run of the four stages: questions, answers, and what their rewards read.
 
 Every task is a function of a random generator that makes one `Item`. The tasks are those of `tiny_rewards.yaml`, simple
 enough for a model of a million parameters; the arithmetic is the quickstart's.
