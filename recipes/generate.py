@@ -61,6 +61,7 @@ class GenerateRecipe:
     top_k: int = 0
     min_p: float = 0.0
     stop: list[str] = field(default_factory=list)
+    thinking_budget: int | None = field(default=None, metadata={"help": "Tokens after which thinking is ended."})
     seed: int = 0
     max_rows_in_flight: int = field(default=64, metadata={"help": "Completions decoded at a time."})
     debug: bool = False
@@ -85,6 +86,7 @@ class GenerateRecipe:
             modes=self.modes,
             rewards=self.rewards,
             reward_timeout_s=self.reward_timeout_s,
+            thinking_budget=self.thinking_budget,
         )
 
 
@@ -166,7 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, int]:
     made_by = fingerprint(weights_fingerprint(policy), tokenizer.chat_template)
     policy.to(state.device)
     prompts = load_prompts(recipe.rollouts(), tokenizer)
-    sampling = make_sampling(recipe, tokenizer, recipe.seed)
+    sampling = make_sampling(recipe, tokenizer, recipe.seed, recipe.thinking_budget)
     folder = str(Path(recipe.responses).parent)
     engine = make_plain_engine(sampler, policy.model, tokenizer, recipe.max_rows_in_flight, folder)
     settings = {

@@ -52,6 +52,7 @@ class VerifyRecipe:
     top_k: int = 0
     min_p: float = 0.0
     stop: list[str] = field(default_factory=list)
+    thinking_budget: int | None = field(default=None, metadata={"help": "Tokens after which thinking is ended."})
     seed: int = 0
     max_rows_in_flight: int = 64
     responses: str = field(default="", metadata={"help": "JSONL file of responses and verdicts, continued."})
@@ -70,7 +71,11 @@ class VerifyRecipe:
         check_values(self, "between 0 and 4294967295", "seed")
         if bad := [k for k in self.k if not 1 <= k <= self.samples]:
             raise UserError(f"k: pass@{bad[0]} needs between 1 and `samples` ({self.samples}) responses per prompt")
-        read_budgets(self.thinking_budgets)
+        check_values(self, "0 or more", "thinking_budget")
+        if read_budgets(self.thinking_budgets) and self.thinking_budget is not None:
+            raise UserError(
+                "thinking_budget: leave it out beside thinking_budgets, which has a run for each"
+            )
 
 
 def responses(
@@ -128,7 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     policy.to("cuda" if torch.cuda.is_available() else "cpu")
     rows = load_rows(recipe.dataset, recipe.dataset_split or None, recipe.max_rows or None)
     prompts = build_prompts(rows, tokenizer, max_prompt_length=recipe.max_prompt_length, source=recipe.dataset)
-    sampling = make_sampling(recipe, tokenizer, recipe.seed)
+    sampling = make_sampling(recipe, tokenizer, recipe.seed, recipe.thinking_budget)
     folder = str(Path(recipe.responses).parent)
     engine = make_plain_engine(sampler, policy.model, tokenizer, recipe.max_rows_in_flight, folder)
     ks = recipe.k or [2**i for i in range(recipe.samples.bit_length()) if 2**i <= recipe.samples]

@@ -7,11 +7,12 @@ import pytest
 from alignment.cli import main as align
 from alignment.errors import UserError
 from alignment.types import Prompt, Rollout, Sampling
+from recipes import generate
 from recipes.quickstart.model import write_base_model
 from recipes.quickstart.task import make_problems, prompt_rows
 from recipes.quickstart.tokenizer import build_tokenizer
 from recipes.responses import ResponseFile, as_record, settings_of
-from recipes.verify import main
+from recipes.verify import VerifyRecipe, main
 from verifiers import Verdict
 
 PROMPTS = [Prompt(f"p{i}", [], [1], {"question": f"{i}?", "answer": i, "score": "the row's own"}) for i in range(3)]
@@ -133,6 +134,30 @@ def test_an_interrupted_run_ends_with_the_same_file_and_figures(data, tmp_path, 
     with pytest.raises(UserError, match="made with seed 0, this run has 1"):
         recipe(data, part, "--seed", "1")
     assert part.read_text() == text
+
+
+@pytest.mark.parametrize("sample", [main, generate.main], ids=["verify", "generate"])
+def test_a_thinking_budget_reaches_the_engine(data, tmp_path, sample):
+    """Which refuses one that leaves no room for an answer, before it samples anything."""
+    settings = {
+        "model_name_or_path": data / "base",
+        "dataset": data / "rows.jsonl",
+        "max_tokens": 6,
+        "thinking_budget": 3,
+    }
+    arguments = [str(part) for name, value in settings.items() for part in (f"--{name}", value)]
+    with pytest.raises(UserError, match="thinking_budget: 3 tokens and the .* leave no room"):
+        sample([*arguments, "--responses", str(tmp_path / "responses.jsonl")])
+    written = json.loads((tmp_path / "responses.jsonl.settings.json").read_text())
+    assert written["thinking_budget"] == 3
+
+
+def test_a_thinking_budget_that_makes_no_sense_is_refused():
+    for kind in (VerifyRecipe, generate.GenerateRecipe):
+        with pytest.raises(UserError, match="thinking_budget: -1 is not valid"):
+            kind(dataset="rows.jsonl", responses="r.jsonl", thinking_budget=-1)
+    with pytest.raises(UserError, match="leave it out beside thinking_budgets"):
+        VerifyRecipe(dataset="rows.jsonl", thinking_budgets=["0,64"], thinking_budget=3)
 
 
 def test_more_rows_and_then_all_fill_one_file(data, tmp_path, capsys):
