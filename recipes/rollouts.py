@@ -94,13 +94,17 @@ class RolloutRecipe:
 def load_prompts(recipe: RolloutRecipe, tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
     """Raises UserError also for rows that a routing file among the rewards could not score."""
     rows = load_rows(recipe.dataset, recipe.dataset_split or None, recipe.max_rows or None)
-    rows = Tools(recipe.tools).offer(rows) if recipe.tools else rows
     _check_tasks(recipe.specs(), rows, recipe.dataset)
-    with about(recipe.dataset):
-        rows = in_modes(rows, recipe.modes)
+    rows = _prepared(recipe, rows, recipe.dataset)
     prompts = build_prompts(rows, tokenizer, max_prompt_length=recipe.max_prompt_length, source=recipe.dataset)
     refuse_equal_modes(recipe.modes, prompts)
     return prompts
+
+
+def _prepared(recipe: RolloutRecipe, rows: Sequence[Mapping[str, Any]], source: str) -> list[dict[str, Any]]:
+    """The rows with the tools that they are offered, in the modes that are asked for."""
+    with about(source):
+        return in_modes(Tools(recipe.tools).offer(rows) if recipe.tools else rows, recipe.modes)
 
 
 def in_modes(rows: Sequence[Mapping[str, Any]], modes: str) -> list[dict[str, Any]]:
@@ -173,13 +177,11 @@ def make_evaluation(
     if not recipe.eval_dataset:
         return None
     rows = load_rows(recipe.eval_dataset, recipe.eval_split or None)
-    rows = Tools(recipe.tools).offer(rows) if recipe.tools else rows
     source = recipe.eval_dataset
     specs = [spec for spec in recipe.specs() if recipe.eval_reward in ("", spec.name)][:1]
     specs = specs or read_specs([recipe.eval_reward])
     _check_tasks(specs, rows, source)
-    with about(source):
-        rows = in_modes(rows, recipe.modes)
+    rows = _prepared(recipe, rows, source)
     heldout = build_prompts(rows, tokenizer, max_prompt_length=recipe.max_prompt_length, source=source)
     judge = make_score(recipe, heldout, specs)
     metric = "pass_rate" if specs[0].name.startswith("verifier:") else "reward"

@@ -2,13 +2,15 @@
 
 `tools: [calculator, python, search]` in a recipe offers them to every row; a function of the user's is named as
 `package.module:function`. Its type hints and its docstring (Google's style) become the JSON schema that the model sees.
-Rows may bring their own column `tools` (schemas), and are then offered those alone.
+Rows may bring their own column `tools` (schemas), and are then offered those alone. Where one of them is none of the
+recipe's, as in function-calling data, the row is answered in one turn and nothing is called.
 """
 
 from __future__ import annotations
 
 import ast
 import inspect
+import logging
 import math
 import operator
 import re
@@ -18,14 +20,15 @@ from typing import Any
 
 from transformers.utils import get_json_schema
 
-from alignment.chat.messages import template_arguments
-from alignment.errors import UserError
+from alignment.chat.tool_calls import offered_tools
+from alignment.errors import UserError, about
 from alignment.rollout.tools import Tool
 from alignment.types import Prompt
 from verifiers.code import current_backend
 from verifiers.registry import load_object
 from verifiers.sandbox import Job, Limits
 
+logger = logging.getLogger(__name__)
 ToolFunction = Callable[..., str]
 
 PYTHON_LIMITS = Limits(wall_s=8.0, cpu_s=8.0, memory_mb=512, output_mb=0.25)
@@ -175,22 +178,39 @@ class Tools:
 
     def offer(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """The rows with a column `tools`; those that have one keep it. A row without passages is not offered a search.
+        A logged warning counts the rows whose tools cannot all be executed.
 
-        Raises UserError when a row has nothing to search and no other tool is there.
+        Raises UserError, with the row's number, when a row has nothing to search and no other tool is there, for tools
+        that are no schemas, and for a text with tools, behind which nothing could show their outputs.
         """
         schemas = [_schema(function) for function in self.functions.values()]
         offered = []
+        foreign: list[set[str]] = []
         for number, row in enumerate(rows, 1):
             search = [_schema(make_search({}))] if self.searches and row.get("passages") else []
             if row.get("tools") is None and not (schemas or search):
                 raise UserError(f"row {number}: `search` is its only tool and it has no column `passages`")
             offered.append({**row, "tools": schemas + search if row.get("tools") is None else row["tools"]})
+            with about(f"row {number}"):
+                foreign.append(self._foreign(offered[-1]))
+        if any(foreign):
+            logger.warning(
+                "%d of %d rows offer tools that are not executed here (%s): they are answered in one turn",
+                sum(map(bool, foreign)), len(rows), ", ".join(sorted(set().union(*foreign))[:5]),
+            )  # fmt: skip
         return offered
+
+    def _foreign(self, row: Mapping[str, Any]) -> set[str]:
+        """Tools that the row offers and that cannot be executed for it."""
+        names = set(offered_tools(row))
+        foreign = names - {*self.functions, *(["search"] if self.searches and row.get("passages") else [])}
+        if names and not foreign and row.get("messages") is None and isinstance(row.get("prompt"), str):
+            raise UserError("`prompt` is a text, and tools need messages; `tools: []` offers the row none")
+        return foreign
 
     def of(self, prompt: Prompt) -> dict[str, Tool]:
         """Those of the tools that the prompt's row offers."""
-        schemas = template_arguments(prompt.row).get("tools", [])
-        offered = {(schema.get("function") or schema).get("name") for schema in schemas}
+        offered = offered_tools(prompt.row)
         functions = dict(self.functions)
         if self.searches and prompt.row.get("passages"):
             functions["search"] = make_search(_passages(prompt.row))

@@ -73,9 +73,7 @@ class VerifyRecipe:
             raise UserError(f"k: pass@{bad[0]} needs between 1 and `samples` ({self.samples}) responses per prompt")
         check_values(self, "0 or more", "thinking_budget")
         if read_budgets(self.thinking_budgets) and self.thinking_budget is not None:
-            raise UserError(
-                "thinking_budget: leave it out beside thinking_budgets, which has a run for each"
-            )
+            raise UserError("thinking_budget: leave it out beside thinking_budgets, which has a run for each")
 
 
 def responses(

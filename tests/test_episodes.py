@@ -1,8 +1,10 @@
 """Multi-turn episodes: a tiny model that really calls tools, tokens exactly as sampled, tools that misbehave."""
 
 import doctest
+import json
 import math
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -228,10 +230,19 @@ def test_a_tool_cannot_forge_the_conversations_structure():
     assert inserted_text(rollout).count("</tool_response>") == 1
 
 
+def test_a_prompt_whose_tools_are_not_all_there_is_answered_in_one_turn():
+    """Function-calling rows among episodes: the calls are what is judged, and nothing is executed."""
+    schemas = [{"type": "function", "function": {"name": name}} for name in ("calculator", "telephone")]
+    known, _, other = prompts()
+    foreign = replace(other, row={**other.row, "tools": schemas})
+    (episode,), (answer,) = engine().generate([known, foreign], 1, sampling(temperature=0.0))
+    assert [m["role"] for m in episode.messages] == ["assistant", "tool", "assistant"]
+    (message,) = answer.messages
+    assert message["role"] == "assistant" and "<tool_call>" in message["content"]
+    assert answer.finish_reason == "stop" and answer.loss_mask is None
+
+
 def test_prompts_whose_tools_cannot_be_served_are_refused():
-    schema = {"type": "function", "function": {"name": "telephone", "parameters": {}}}
-    with pytest.raises(UserError, match=r"prompt q0 offers the tool 'telephone'.*there are \['calculator'\]"):
-        engine().generate(prompts(tools=[schema]), 1, sampling())
     with pytest.raises(UserError, match="prompt t is plain text"):
         engine().generate([Prompt("t", [], [5, 6])], 1, sampling())
     with pytest.raises(UserError, match="its tokens are not its messages"):
@@ -482,6 +493,21 @@ def test_tools_are_offered_with_their_schemas():
             Tools(names)
     with pytest.raises(UserError, match="row 1: `search` is its only tool"):
         Tools(["search"]).offer([{"question": "?"}])
+
+
+def test_rows_whose_tools_cannot_be_executed_are_counted_before_a_run(caplog):
+    schema = {"type": "function", "function": {"name": "telephone", "parameters": {}}}
+    rows = [{"question": "?"}, {"question": "?", "tools": [schema]}, {"question": "?", "tools": json.dumps([schema])}]
+    assert Tools(["calculator"]).offer(rows)[1:] == rows[1:]
+    assert "2 of 3 rows offer tools that are not executed here (telephone)" in caplog.text
+    for row, message in (
+        ({"prompt": "2 + 3 ="}, "row 2: `prompt` is a text, and tools need messages"),
+        ({"question": "?", "tools": [{"type": "function"}]}, "row 2: column tools needs schemas of functions"),
+        ({"question": "?", "tools": "{"}, "row 2: column tools is not valid JSON"),
+    ):
+        with pytest.raises(UserError, match=message):
+            Tools(["calculator"]).offer([{"question": "?"}, row])
+    assert Tools(["calculator"]).offer([{"prompt": "2 + 3 =", "tools": []}])
 
 
 def test_search_finds_the_passages_that_hold_the_words():

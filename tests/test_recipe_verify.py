@@ -146,7 +146,7 @@ def test_a_thinking_budget_reaches_the_engine(data, tmp_path, sample):
         "thinking_budget": 3,
     }
     arguments = [str(part) for name, value in settings.items() for part in (f"--{name}", value)]
-    with pytest.raises(UserError, match="thinking_budget: 3 tokens and the .* leave no room"):
+    with pytest.raises(UserError, match=r"thinking_budget: 3 tokens and the .* leave no room"):
         sample([*arguments, "--responses", str(tmp_path / "responses.jsonl")])
     written = json.loads((tmp_path / "responses.jsonl.settings.json").read_text())
     assert written["thinking_budget"] == 3

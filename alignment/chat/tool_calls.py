@@ -20,7 +20,7 @@ from alignment.chat.messages import template_arguments
 from alignment.chat.render import PROBE, Renderer, TemplateProblem, assistant_header, split_behind
 from alignment.chat.thinking import parse_response
 from alignment.chat.tokens import tokenize_pieces
-from alignment.errors import UserError
+from alignment.errors import UserError, shorten
 from alignment.types import Prompt
 
 _BLOCK = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)
@@ -34,6 +34,21 @@ class ToolCall:
     name: str
     arguments: Mapping[str, Any]
     error: str = ""
+
+
+def offered_tools(row: Mapping[str, Any]) -> list[str]:
+    """The names of the tools that a row's column `tools` (JSON schemas, bare or under `function`) offers the model.
+
+    Raises UserError for a schema without a name.
+    """
+    names = []
+    for schema in template_arguments(row).get("tools", []):
+        function = (schema.get("function") or schema) if isinstance(schema, Mapping) else None
+        name = function.get("name") if isinstance(function, Mapping) else None
+        if not isinstance(name, str):
+            raise UserError(f"column tools needs schemas of functions, each with a name, got {shorten(schema)}")
+        names.append(name)
+    return names
 
 
 def read_calls(turn: str, opened: bool = False) -> list[ToolCall]:

@@ -17,10 +17,9 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from alignment.chat.messages import template_arguments
 from alignment.chat.thinking import opens_thinking
 from alignment.chat.tokens import tokenize_text
-from alignment.chat.tool_calls import ToolCall, ToolResponses, read_calls, turn_message
+from alignment.chat.tool_calls import ToolCall, ToolResponses, offered_tools, read_calls, turn_message
 from alignment.errors import UserError
 from alignment.rollout.sampling import truncates
 from alignment.rollout.tools import Tool, Turn, run_turns
@@ -73,7 +72,8 @@ class EpisodeEngine:
     """Engine whose rollouts are whole episodes.
 
     tools_of: the tools of a prompt, by name; asked once per episode, so tools may keep state for it. A prompt without
-    tools is answered in one turn. longest: tokens that the inner engine takes, prompt and completion together.
+    tools is answered in one turn, and so is one that offers the model a tool which is not among them: its calls are the
+    answer, and none is executed. longest: tokens that the inner engine takes, prompt and completion together.
     `Sampling.max_tokens` limits the completion tokens of the whole episode, outputs of tools included; a thinking
     budget holds for each turn.
 
@@ -99,7 +99,8 @@ class EpisodeEngine:
     def generate(self, prompts: Sequence[Prompt], n: int, sampling: Sampling, step: int = 0) -> list[list[Rollout]]:
         """n episodes of every prompt, in the order of the prompts.
 
-        Raises UserError as the inner engine does, and for prompts whose tools cannot be served.
+        Raises UserError as the inner engine does, and for prompts with tools that are plain text or not made by
+        build_prompts.
         """
         groups = [self._start(prompt, n) for prompt in prompts]
         for episodes, rollouts in zip(groups, self.engine.generate(prompts, n, sampling, step), strict=True):
@@ -116,15 +117,8 @@ class EpisodeEngine:
 
     def _start(self, prompt: Prompt, n: int) -> list[_Episode]:
         tools = [self.tools_of(prompt) for _ in range(n)]
-        offered = [
-            (tool.get("function") or tool).get("name") for tool in template_arguments(prompt.row).get("tools", [])
-        ]
-        missing = [name for name in offered if n and name not in tools[0]]
-        if missing:
-            raise UserError(
-                f"prompt {prompt.id} offers the tool {missing[0]!r}, which there is none of; there are "
-                f"{sorted(tools[0]) or 'no tools'}"
-            )
+        if n and any(name not in tools[0] for name in offered_tools(prompt.row)):
+            tools = [{}] * n
         if n and tools[0] and not prompt.messages:
             raise UserError(f"prompt {prompt.id} is plain text; tools need messages")
         responses = ToolResponses(self.tokenizer, prompt) if n and tools[0] else None
