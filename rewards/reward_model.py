@@ -13,7 +13,7 @@ from rewards.from_verifier import RewardFn, rows_of_columns
 from rewards.registry import register_reward_factory
 
 
-@register_reward_factory("reward_model", optional=("tools", "chat_template_kwargs"))
+@register_reward_factory("reward_model", optional=("tools", "chat_template_kwargs", "think_opened"))
 def make_reward_model(
     path: str,
     device: str = "",
@@ -22,7 +22,7 @@ def make_reward_model(
     max_length: int = 0,
     max_tokens: int = 16384,
 ) -> RewardFn:
-    """A reward model's number for each completion.
+    """A reward model's number for each completion's answer, its thinking left out.
 
     path: a sequence-classification checkpoint with one label, ours or others', in a folder or on the hub, or a folder
     of its LoRA adapters. device: where it runs, such as `cuda:1`; empty = the current CUDA device, which it shares with
@@ -30,7 +30,8 @@ def make_reward_model(
     the checkpoint names, else the token that ends an assistant turn. max_length: completions that are longer together
     with their prompt are unscored; 0 = the model's own limit. max_tokens: of one packed row.
 
-    Completions of one prompt are scored together, their prompt once. Through `log_metric` it reports how many
+    Completions of one prompt are scored together, their prompt once. One whose thinking never ends gets the number of
+    an empty answer. Through `log_metric` it reports how many
     completions were malformed or too long. Raises ValueError when the model cannot be loaded.
     """
     from alignment.errors import UserError

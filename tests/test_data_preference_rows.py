@@ -38,6 +38,22 @@ def text(tokenizer, ids):
     return tokenizer.decode(list(ids))
 
 
+@pytest.mark.parametrize("end_token", [None, "<|im_end|>"])
+def test_what_is_rewarded_is_the_answer_without_its_thinking(end_token):
+    """Rows for DPO keep it. A template whose prompt opens the block has its empty form in the answer's place."""
+    thinking = [{**m, "content": f"<think>\nhm\n</think>\n\n{m['content']}"} for m in (GOOD, BAD)]
+    row = {"prompt": [USER], "chosen": thinking[:1], "rejected": thinking[1:]}
+    tokenizer = tiny_tokenizer()
+    thought, plain = (
+        [text(tokenizer, ids) for ids in branches(encode(one, tokenizer, end_token=end_token)[0])[0]]
+        for one in (row, PAIR)
+    )
+    assert (thought == plain) == (end_token is not None)
+    tokenizer.chat_template += "{%- if add_generation_prompt %}{{- '<think>\n' }}{%- endif %}"
+    ids, _ = branches(encode(row, tokenizer, end_token=end_token)[0])
+    assert f"<think>\n{'' if end_token else 'hm'}\n</think>\n\n{GOOD['content']}" in text(tokenizer, ids[0])
+
+
 @pytest.mark.parametrize(
     "prompt",
     [[USER], [{"role": "system", "content": "You are a helpful assistant."}, USER], [USER, GOOD, MORE[0]]],

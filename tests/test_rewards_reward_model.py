@@ -120,6 +120,39 @@ def test_columns_of_the_row_reach_the_template(path):
     assert mixed[0] != pytest.approx(plain[0], abs=1e-4)
 
 
+def test_thinking_is_not_scored_and_thinking_that_never_ends_is_an_empty_answer(path):
+    reward, question = get_reward("reward_model", {"path": path}), chat_rows()[0]["prompt"]
+    logged = {}
+
+    def of(*texts, **columns):
+        turns = [[{"role": "assistant", "content": text}] for text in texts]
+        return reward([question] * len(texts), turns, log_metric=logged.__setitem__, **columns)
+
+    plain, empty = of("It is 7.", "")
+    assert of("<think>\nhm\n</think>\n\nIt is 7.", "<think>\nhm") == pytest.approx([plain, empty], abs=1e-6)
+    opened = of("hm</think>It is 7.", "hm, it is 7.", "hm, it is 7.", think_opened=[True, True, None])
+    assert opened[:2] == pytest.approx([plain, empty], abs=1e-6)
+    assert opened[2] != pytest.approx(empty, abs=1e-6)
+    assert not logged
+    texts = reward(["2 + 3 ="] * 2, ["<think>hm</think>5", "5"])
+    assert texts[0] == pytest.approx(texts[1], abs=1e-6)
+
+
+def test_the_thinking_of_every_turn_of_an_episode_is_left_out(path):
+    reward, question = get_reward("reward_model", {"path": path}), chat_rows()[0]["prompt"]
+    call = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+
+    def episode(first, last):
+        asked = {"role": "assistant", "tool_calls": [call], **first}
+        return [asked, {"role": "tool", "content": "7"}, {"role": "assistant", **last}]
+
+    bare = episode({"content": ""}, {"content": "It is 7."})
+    tagged = episode({"content": "<think>I ask</think>"}, {"content": "<think>so</think>It is 7."})
+    split = episode({"content": "", "reasoning_content": "I ask"}, {"content": "It is 7.", "reasoning_content": "so"})
+    values = reward([question] * 3, [bare, tagged, split])
+    assert values == pytest.approx(values[:1] * 3, abs=1e-6)
+
+
 def test_the_runner_scores_rollouts_with_it(path):
     prompts = [Prompt(q, [{"role": "user", "content": q}], [], {"question": q}) for q in QUESTIONS[:2]]
     rollouts = [

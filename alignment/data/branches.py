@@ -14,7 +14,8 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from alignment.chat.messages import check_messages
-from alignment.chat.render import PROBE, Renderer
+from alignment.chat.render import PROBE, Renderer, TemplateProblem
+from alignment.chat.thinking import CLOSE, EMPTY_BLOCK, OPEN, parse_response
 from alignment.chat.tokens import bos_ids, tokenize_text
 from alignment.data.sft_rows import encode_row
 from alignment.errors import UserError
@@ -35,7 +36,9 @@ class Branch:
 class BranchEncoder:
     """end_token: None scores what the model writes (the assistant turns of a continuation, or its text, with the end
     token). With a token, every branch is cut behind it and scored there only: where a reward is read. It has to be
-    among the tokens with which the chat template closes a turn; behind plain text it takes the place of EOS.
+    among the tokens with which the chat template closes a turn; behind plain text it takes the place of EOS. What is
+    rewarded is the answer: such branches leave out the thinking of completions, and one that never ends its thinking
+    is an empty answer.
 
     Raises UserError when the tokenizer does not know the token.
     """
@@ -53,15 +56,29 @@ class BranchEncoder:
     def encode(self, prompt: Turns | None, completions: Sequence[Turns], row: Mapping[str, Any]) -> list[Branch]:
         """One branch per completion. Without a prompt, completions are whole conversations or texts that begin alike.
 
-        row: its columns `tools` and `chat_template_kwargs` go to the template. A text that answers messages is one
-        assistant message. Raises UserError when a branch cannot be encoded or has no end token.
+        row: its columns `tools` and `chat_template_kwargs` go to the template; `think_opened` says that completions
+        begin inside a thinking block. A text that answers messages is one assistant message. Raises UserError when a
+        branch cannot be encoded or has no end token.
         """
         if prompt is None and all(isinstance(c, str) for c in completions):
             return self._texts([c for c in completions if isinstance(c, str)])
         if prompt is None:
             prompt, completions = _common_messages([check_messages(c) for c in completions])
         variables = {name: row[name] for name in ("tools", "chat_template_kwargs") if row.get(name) is not None}
-        return [self._branch(prompt, completion, variables) for completion in completions]
+        if self.end_id is None:
+            return [self._branch(prompt, completion, variables) for completion in completions]
+        opened = bool(row.get("think_opened"))
+        return [self._answer(prompt, completion, variables, opened) for completion in completions]
+
+    def _answer(self, prompt: Turns | None, completion: Turns, variables: dict[str, Any], opened: bool) -> Branch:
+        answer = _without_thinking(completion, opened)
+        try:
+            return self._branch(prompt, answer, variables)
+        except TemplateProblem:
+            if answer == completion:
+                raise
+            # a template whose prompt opens the block has no place for an answer without one
+            return self._branch(prompt, _without_thinking(completion, opened, EMPTY_BLOCK), variables)
 
     def _branch(self, prompt: Turns | None, completion: Turns, variables: dict[str, Any]) -> Branch:
         if not isinstance(prompt, str) and isinstance(completion, str):
@@ -119,6 +136,28 @@ class BranchEncoder:
             return []
         text = Renderer(self.tokenizer)([{"role": "user", "content": "x"}, {"role": "assistant", "content": PROBE}])
         return tokenize_text(self.tokenizer, text.rpartition(PROBE)[2])
+
+
+def _without_thinking(completion: Turns, opened: bool, block: str = "") -> Turns:
+    """The completion with `block` in the place of its thinking, in each assistant turn that has any. opened: the last
+    turn, or the text, begins inside a thinking block."""
+    if isinstance(completion, str):
+        return _answer_of(completion, opened, block)
+    messages = check_messages(completion)
+    turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+    for i in turns:
+        content = messages[i]["content"]
+        if messages[i].pop("reasoning_content", ""):
+            messages[i]["content"] = block + content
+        else:
+            messages[i]["content"] = _answer_of(content, opened and i == turns[-1], block)
+    return messages
+
+
+def _answer_of(text: str, opened: bool, block: str) -> str:
+    if not (opened or OPEN in text or CLOSE in text):
+        return text
+    return block + (parse_response(text, opened).answer or "")
 
 
 def common_length(sequences: Sequence[np.ndarray]) -> int:
