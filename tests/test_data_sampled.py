@@ -117,7 +117,7 @@ def test_a_thinking_block_that_the_prompt_opened_is_written_with_its_opening_tag
     assert whole_response(records[0]) == "<think>\nhm</think>5"
     assert whole_response({"response": "<think>hm</think>5"}) == "<think>hm</think>5"
     paths = {name: tmp_path / f"{name}.jsonl" for name in ("pairs", "accepted")}
-    recipe = GenerateRecipe(responses="r.jsonl", **{name: str(path) for name, path in paths.items()})
+    recipe = GenerateRecipe("rows.jsonl", responses="r.jsonl", **{name: str(path) for name, path in paths.items()})
     write_outputs(recipe, [prompt], {"p": records})
     (pair,), (accepted,) = ([json.loads(line) for line in path.open()] for path in paths.values())
     assert pair["chosen"][0]["content"] == "<think>\nhm</think>5"
