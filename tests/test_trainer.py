@@ -11,15 +11,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 
 from alignment.algorithms.sft import Sft
 from alignment.checkpoint import checkpoints, find_damage, newest_checkpoint
+from alignment.config import TrainConfig
 from alignment.data.epochs import deal
 from alignment.distributed import MetricSums
 from alignment.errors import UserError
 from alignment.metrics import read_metrics
 from alignment.models import Policy
+from alignment.optim.adamw import make_optimizer
 from alignment.schedule import learning_rate_at
+from alignment.sharding import Launch
 from alignment.trainer import Evaluation, Trainer, make_accelerator
 from alignment.types import Batch, Episode
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -294,3 +298,19 @@ def test_learning_rate_schedules_at_hand_computed_steps():
     assert linear == [4.0, 4.0, 4.0, 3.0, 2.0, 1.0]
     cosine = [learning_rate_at(s, 4, 2.0, 0.0, "cosine") for s in range(4)]
     assert cosine == pytest.approx([2 * 0.8535533905932737, 1.0, 2 * 0.14644660940672627, 0.0])
+
+
+@pytest.mark.parametrize(
+    "dtype, launch, warns",
+    [(torch.bfloat16, "plain", True), (torch.float32, "plain", False), (torch.bfloat16, "zero", False)],
+)
+def test_weights_whose_steps_round_away_are_warned_about(tmp_path, monkeypatch, caplog, dtype, launch, warns):
+    monkeypatch.setattr("alignment.optim.adamw.read_launch", lambda: Launch(launch, 1))
+    make_optimizer(Policy(tiny_model("qwen3").to(dtype)), TrainConfig(output_dir=str(tmp_path)))
+    assert ("trainable weights are in half precision" in caplog.text) == warns
+
+
+def test_adapters_in_half_precision_are_not_warned_about(tmp_path, caplog):
+    model = get_peft_model(tiny_model("qwen3"), LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM"))
+    make_optimizer(Policy(model.to(torch.bfloat16)), TrainConfig(output_dir=str(tmp_path)))
+    assert "half precision" not in caplog.text
