@@ -115,6 +115,16 @@ def test_conversations_without_a_prompt_share_their_first_messages():
         assert a.scored is None or a.scored.tolist() == b.scored.tolist()
 
 
+def test_a_text_prompt_that_the_conversations_repeat_stands_once():
+    """The columns of HuggingFaceH4/ultrafeedback_binarized."""
+    row = {"prompt": USER["content"], "prompt_id": "9f", "chosen": [USER, GOOD], "rejected": [USER, BAD],
+           "messages": [USER, GOOD], "score_chosen": 8.0, "score_rejected": 3.0}  # fmt: skip
+    repeated, explicit = encode(row)[0], encode(PAIR)[0]
+    for a, b in zip(repeated.segments, explicit.segments, strict=True):
+        assert list(a.token_ids) == list(b.token_ids)
+        assert a.scored is None or a.scored.tolist() == b.scored.tolist()
+
+
 def test_texts_are_cut_where_the_prompt_ends():
     tokenizer = tiny_tokenizer()
     tree, _ = encode(TEXTS, tokenizer)

@@ -1,7 +1,8 @@
 """Preference rows, in TRL's formats, as packed trees: the prompt once, its branches as children, best first.
 
 - `prompt`, `chosen`, `rejected`: all texts, or all lists of messages; a text may also answer messages.
-- `chosen`, `rejected` alone: whole texts or conversations; what they begin with alike is the prompt.
+- `chosen`, `rejected` alone: whole texts or conversations; what they begin with alike is the prompt. So it is when
+  `prompt` is a text and both are conversations from the first turn on, which repeat it.
 - `prompt` with `completions` (or `responses`) and `labels` (or `scores`): a group of two or more. Labels are true and
   false, or numbers of which larger is better.
 
@@ -115,7 +116,9 @@ def read_candidates(row: Mapping[str, Any]) -> Candidates:
     """A row of any of the formats. Raises UserError when it has none of them or is malformed."""
     chosen, rejected = row.get("chosen"), row.get("rejected")
     if chosen is not None and rejected is not None:
-        return Candidates(_prompt(row), [chosen, rejected], [1.0, 0.0], _margin(row))
+        prompt = _prompt(row)
+        repeated = isinstance(prompt, str) and _is_whole(chosen) and _is_whole(rejected)
+        return Candidates(None if repeated else prompt, [chosen, rejected], [1.0, 0.0], _margin(row))
     completions = next((row[name] for name in ("completions", "responses") if row.get(name) is not None), None)
     labels = next((row[name] for name in ("labels", "scores") if row.get(name) is not None), None)
     prompt = _prompt(row)
@@ -138,6 +141,13 @@ def _prompt(row: Mapping[str, Any]) -> Turns | None:
     if prompt is not None and (not isinstance(prompt, Sequence) or not prompt):
         raise UserError("`prompt` must be a text or a list of messages, and not empty")
     return prompt
+
+
+def _is_whole(turns: Any) -> bool:
+    """Whether it is a conversation from its first turn on, no answer alone."""
+    if not isinstance(turns, Sequence) or not turns or not isinstance(turns[0], Mapping):
+        return False
+    return turns[0].get("role") in ("system", "user")
 
 
 def _margin(row: Mapping[str, Any]) -> float:
