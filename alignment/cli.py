@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from types import ModuleType
@@ -28,6 +29,8 @@ COMMANDS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0, 1 when a check found something wrong, 2 for bad input."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # a command's path is its own folder: modules of the user's are found beside her
     options = _parse(arguments)
     try:
         return int(_module(options.command).run(options) or 0)

@@ -127,6 +127,19 @@ def test_list_shows_names_columns_and_purpose(capsys, monkeypatch):
     assert cells(out, "verifier:math")[1] == "answer" and cells(out, "mine")[1] == "limit"
 
 
+def test_modules_in_the_current_folder_are_found(tmp_path, capsys, monkeypatch):
+    (tmp_path / "beside_her.py").write_text(
+        "from verifiers import Verdict\n\n\ndef says_2(response, row):\n"
+        "    return Verdict(1.0, 'pass') if response == '2' else Verdict(0.0, 'fail')\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p not in ("", str(tmp_path))])
+    assert main(["list", "--import", "beside_her"]) == 0
+    path = write(tmp_path / "a.jsonl", [{"responses": ["2", "3"]}])
+    assert main(["verify", path, "--verifier", "beside_her:says_2"]) == 0
+    assert cells(capsys.readouterr().out, "all")[1:4] == ["1", "2", "50.0%"]
+
+
 def test_every_command_has_help_and_loads_no_torch():
     root = Path(__file__).parent.parent
     for name in COMMANDS:
