@@ -150,7 +150,7 @@ def test_judge_and_reward_model_are_put_into_every_entry(name):
     assert "http://there/v1" in text
     assert "localhost" not in text
     assert '"path": "here"' in text
-    assert "runs/qwen3/reward_model" not in text
+    assert "runs/qwen3/4_reward_model" not in text
 
 
 # --- the tiny run -----------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """A routing file with the judge and the reward model of this run put into every entry that asks for one.
 
 python -m recipes.qwen3.rewards_at --file recipes/qwen3/rewards.yaml --output runs/qwen3/rewards.yaml \
-    --judge_url http://localhost:8000/v1 --judge Qwen/Qwen3-32B --reward_model runs/qwen3/reward_model/model
+    --judge_url http://localhost:8000/v1 --judge Qwen/Qwen3-32B --reward_model runs/qwen3/4_reward_model/model
 """
 
 from __future__ import annotations
