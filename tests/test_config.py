@@ -34,7 +34,7 @@ def write(tmp_path, text):
 
 
 LEFT_TO_SAY = ("model_name_or_path", "dataset", "output_dir", "responses", "pairs", "output", "candidates")
-NO_RECIPES = {"tasks", "stages"}  # keys of the files that recipes and `align pipeline` name
+NO_RECIPES = {"tasks", "stages", "compute_environment"}  # keys of files that recipes, pipelines and launches name
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.rglob("*.yaml")), ids=lambda p: str(p.relative_to(RECIPES)))

@@ -81,6 +81,12 @@ def test_every_stage_file_stands_in_the_pipeline_and_names_its_source(name):
     assert f"config: {name}" in (QWEN3 / "pipeline.yaml").read_text()
 
 
+def test_the_ranks_beside_the_judge_leave_it_a_gpu():
+    (stage,) = [stage for stage in read_pipeline(QWEN3 / "pipeline.yaml").stages if stage.services]
+    ranks = yaml.safe_load(Path(stage.launch).read_text())["num_processes"]
+    assert f"CUDA_VISIBLE_DEVICES={ranks}" in stage.services[0].command
+
+
 # --- the small tasks --------------------------------------------------------------------------------------------------
 
 
