@@ -1,6 +1,7 @@
 """Settings from YAML and the command line; what is wrong is named."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,20 @@ def test_every_recipe_that_ships_is_for_one_of_the_scripts(path):
     fields = {f.name: f for kind in fitting[0] for f in dataclasses.fields(kind)}
     given = [name for name in LEFT_TO_SAY if name in fields and name not in keys]
     assert parse(*fitting[0], arguments=["--config", str(path), *(f"--{name}=x" for name in given)])
+
+
+def test_every_model_that_a_recipe_reads_is_made_by_another():
+    files = [path for path in RECIPES.rglob("*.yaml") if path.parent.name != "quickstart"]
+    folders = {read_yaml(path).get("output_dir") for path in files}
+    for path in files:
+        for folder in re.findall(r"(runs/[\w./-]+)/model\b", path.read_text()):
+            assert folder in folders, f"{path}: nothing writes {folder}/model"
+
+
+def test_no_recipe_trains_weights_in_half_precision():
+    for path in RECIPES.rglob("*.yaml"):
+        content = read_yaml(path)
+        assert not ("learning_rate" in content and content.get("dtype") in ("bfloat16", "float16", "auto")), path
 
 
 def test_published_figures_of_the_recipes():
