@@ -45,6 +45,7 @@ from alignment.packing import cut, empty_batch
 from alignment.packing.sequence_parallel import ALONE, SequenceGroup
 from alignment.schedule import learning_rate_at
 from alignment.sharding import check_processes, check_rest, make_sharding, read_launch
+from alignment.trackers import check_trackers, start_trackers
 from alignment.types import Algorithm, Batch, Episode, PackedBatch
 
 
@@ -62,8 +63,9 @@ def make_accelerator(config: TrainConfig, some_parameters_rest: bool = False) ->
     steps a part of the model takes no part in the loss. FSDP2 and ZeRO are the trainer's to apply (alignment.sharding).
 
     Raises UserError when the processes are not what the launcher was asked for, when the launch cannot serve parameters
-    that rest, and when output_dir cannot be written."""
+    that rest, when output_dir cannot be written, and for trackers that are not there."""
     check_folder(config.output_dir)
+    check_trackers(config.report_to)
     set_seed(config.seed)
     launch = read_launch()
     if some_parameters_rest:
@@ -77,7 +79,7 @@ def make_accelerator(config: TrainConfig, some_parameters_rest: bool = False) ->
     )
     check_processes(launch, accelerator)
     if config.report_to:
-        accelerator.init_trackers(Path(config.output_dir).name)
+        start_trackers(accelerator, config)
     return accelerator
 
 
