@@ -117,7 +117,7 @@ def _read_deepspeed() -> dict[str, Any]:
     try:
         import deepspeed  # noqa: F401
     except ImportError as error:
-        raise UserError("launch: DeepSpeed is not installed: pip install 'alignment-toolkit[deepspeed]'") from error
+        raise UserError("launch: DeepSpeed is not installed: pip install -e '.[deepspeed]'") from error
     from accelerate import DeepSpeedPlugin
 
     config = dict(DeepSpeedPlugin().deepspeed_config)

@@ -124,7 +124,7 @@ def serve(options: argparse.Namespace) -> int:
             tls = {"ssl_certfile": options.certificate, "ssl_keyfile": options.key}
             uvicorn.run(app, host=options.host, port=options.port, log_level="warning", **tls)
     except ImportError as error:
-        print(f"{error.name} is missing: pip install 'alignment-toolkit[sandbox-server]'", file=sys.stderr)
+        print(f"{error.name} is missing: pip install -e '.[sandbox-server]'", file=sys.stderr)
         return 1
     except (SandboxError, ValueError) as error:
         print(error, file=sys.stderr)
