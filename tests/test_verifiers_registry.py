@@ -106,3 +106,12 @@ def test_docstring_examples_of_built_in_verifiers(module):  # those of `code` ne
         pytest.importorskip(package)
     result = doctest.testmod(importlib.import_module(module))
     assert result.attempted and not result.failed
+
+
+def test_the_page_names_every_built_in_verifier_with_its_columns():
+    lines = (Path(__file__).parent.parent / "docs" / "verifiers.md").read_text().splitlines()
+    for name in registry_module._BUILTIN_MODULES:
+        (line,) = [line for line in lines if line.startswith("| ") and f"`{name}`" in line.split("|")[1]]
+        info = verifier_info(name)
+        wanted = info.columns if name.startswith("code") else (*info.columns, *info.optional)
+        assert not [column for column in wanted if f"`{column}`" not in line], line
