@@ -7,6 +7,12 @@ from pathlib import Path
 import pytest
 from trl import ModelConfig
 
+from alignment.algorithms.distill import DistillConfig
+from alignment.algorithms.dpo import DpoConfig
+from alignment.algorithms.grpo import GrpoConfig
+from alignment.algorithms.online_dpo import OnlineDpoConfig
+from alignment.algorithms.ppo import PpoConfig
+from alignment.algorithms.reward_model import RewardModelConfig
 from alignment.commands.inspect import recipe_kinds
 from alignment.config import TrainConfig, as_dict, parse
 from alignment.data.fusion import FusionConfig
@@ -77,6 +83,12 @@ def test_published_figures_of_the_recipes():
     rollouts, _, ppo, _, train, *_ = parse(*KINDS["ppo"], arguments=["--config", str(RECIPES / "qwen1/ppo.yaml")])
     assert (ppo.value_warmup_steps, ppo.group_size, ppo.kl_coef, ppo.value_clip) == (50, 2, 0.04, 0.15)
     assert (train.learning_rate, ppo.value_learning_rate, rollouts.top_p) == (1e-6, 5e-6, 0.9)
+
+
+def test_help_explains_every_setting_of_a_method():
+    for kind in (GrpoConfig, PpoConfig, DpoConfig, OnlineDpoConfig, RewardModelConfig, DistillConfig):
+        silent = [f.name for f in dataclasses.fields(kind) if not f.metadata.get("help")]
+        assert not silent, f"{kind.__name__}: {silent}"
 
 
 def test_command_line_wins_over_the_file(tmp_path):

@@ -10,7 +10,7 @@ Shapes: P prompts, G samples per prompt, N scored positions.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -44,15 +44,25 @@ SOFT, HARD, SAMPLED = "soft_weights", "hard_weights", "sampled"
 class DistillConfig:
     """What one step compares, and how."""
 
-    batch_size: int = 64  # sequences per step, over all ranks
-    on_policy_share: float = 1.0  # of these, sampled by the student; the others are rows of the teacher's responses
-    group_size: int = 1  # samples per prompt
-    divergence: Literal["forward_kl", "reverse_kl", "jsd"] = "reverse_kl"
-    jsd_beta: float = 0.5  # of jsd: the weight of the teacher in the mixture
-    divergence_temperature: float = 1.0  # of both distributions; its square is not multiplied in
-    teacher_top_k: int = 0  # compare the teacher's most probable tokens and the rest; 0 = the whole vocabulary
-    soft_coef: float = 1.0  # on rows, of the divergence; on samples it is 1
-    hard_coef: float = 0.0  # on rows, of -log q of the response
+    batch_size: int = field(default=64, metadata={"help": "Sequences per step, over all ranks."})
+    on_policy_share: float = field(
+        default=1.0,
+        metadata={"help": "Of these, sampled by the student; the others are rows of the teacher's responses."},
+    )
+    group_size: int = field(default=1, metadata={"help": "Samples per prompt."})
+    divergence: Literal["forward_kl", "reverse_kl", "jsd"] = field(
+        default="reverse_kl", metadata={"help": "Of student and teacher, per token."}
+    )
+    jsd_beta: float = field(default=0.5, metadata={"help": "Of jsd: the weight of the teacher in the mixture."})
+    divergence_temperature: float = field(
+        default=1.0, metadata={"help": "Of both distributions; its square is not multiplied in."}
+    )
+    teacher_top_k: int = field(
+        default=0,
+        metadata={"help": "Compare the teacher's most probable tokens and the rest; 0 = the whole vocabulary."},
+    )
+    soft_coef: float = field(default=1.0, metadata={"help": "On rows, of the divergence; on samples it is 1."})
+    hard_coef: float = field(default=0.0, metadata={"help": "On rows, of -log q of the response."})
 
     def __post_init__(self):
         check_values(self, "1 or more", "batch_size", "group_size")

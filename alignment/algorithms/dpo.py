@@ -7,7 +7,7 @@ branches of a packed row: chosen, rejected, chosen, rejected, …).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -40,10 +40,12 @@ LOSSES: dict[str, Callable[[PairLogprobs, float], torch.Tensor]] = {
 class DpoConfig:
     """The loss on a pair."""
 
-    loss: Literal["dpo", "cdpo", "ipo", "length_normalised"] = "dpo"
-    beta: float = 0.1
-    label_smoothing: float = 0.0  # of cdpo: how probable a wrong label is
-    nll_coef: float = 0.0  # of -log p per token of the chosen branch
+    loss: Literal["dpo", "cdpo", "ipo", "length_normalised"] = field(
+        default="dpo", metadata={"help": "docs/dpo.md has the formulas."}
+    )
+    beta: float = field(default=0.1, metadata={"help": "Strength of the pull to the reference."})
+    label_smoothing: float = field(default=0.0, metadata={"help": "Of cdpo: how probable a wrong label is."})
+    nll_coef: float = field(default=0.0, metadata={"help": "Of -log p per token of the chosen branch."})
 
     def __post_init__(self):
         check_values(self, "above 0", "beta")

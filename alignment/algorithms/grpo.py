@@ -72,26 +72,40 @@ class _Batches(list[Batch]):
 class GrpoConfig:
     """What GRPO does with an episode of prompts_per_step x group_size completions."""
 
-    prompts_per_step: int = 256
-    group_size: int = 8
-    mini_batches: int = 1  # optimizer steps per pass over an episode
-    episode_epochs: int = 1  # passes over an episode
-    loss: Literal["token", "sequence_mean", "gspo", "constant"] = "token"
-    divide_by_std: bool = True
-    clip_eps: float = 0.2
-    clip_eps_high: float = 0.2
-    beta: float = 0.0
-    kl: Literal["loss", "reward"] = "loss"  # k3 in the loss, or k1 in the reward
-    importance_cap: float = 2.0  # of sampler-trainer weights
-    old_logprobs: Literal["sampler", "recompute"] = "sampler"
-    async_rollouts: int = 0  # 1: the next episode is sampled while the current one trains (needs engine: vllm)
-    mask_truncated: bool = False  # completions cut at max_tokens carry no loss
-    resample_prompts: int = 0  # per step, extra prompts to replace groups without signal
-    entropy_coef: float = 0.0  # with a band: what it starts from
+    prompts_per_step: int = field(default=256, metadata={"help": "Prompts of one episode, over all ranks."})
+    group_size: int = field(default=8, metadata={"help": "Completions per prompt."})
+    mini_batches: int = field(default=1, metadata={"help": "Optimizer steps per pass over an episode."})
+    episode_epochs: int = field(default=1, metadata={"help": "Passes over an episode."})
+    loss: Literal["token", "sequence_mean", "gspo", "constant"] = field(
+        default="token", metadata={"help": "What the clipped loss is averaged over: docs/grpo.md."}
+    )
+    divide_by_std: bool = field(default=True, metadata={"help": "Divide by the deviation of a group's rewards."})
+    clip_eps: float = field(default=0.2, metadata={"help": "The ratio is clipped at 1 minus this."})
+    clip_eps_high: float = field(default=0.2, metadata={"help": "The ratio is clipped at 1 plus this."})
+    beta: float = field(default=0.0, metadata={"help": "Weight of the KL to the starting model; 0 = no reference."})
+    kl: Literal["loss", "reward"] = field(default="loss", metadata={"help": "k3 in the loss, or k1 in the reward."})
+    importance_cap: float = field(default=2.0, metadata={"help": "Of the weights trainer / sampler."})
+    old_logprobs: Literal["sampler", "recompute"] = field(
+        default="sampler",
+        metadata={"help": "What the ratio is taken to; recompute: the policy scores the samples itself."},
+    )
+    async_rollouts: int = field(
+        default=0, metadata={"help": "1: the next episode is sampled while this one trains (engine: vllm)."}
+    )
+    mask_truncated: bool = field(default=False, metadata={"help": "Completions cut at max_tokens carry no loss."})
+    resample_prompts: int = field(
+        default=0, metadata={"help": "Per step, extra prompts that replace groups without signal."}
+    )
+    entropy_coef: float = field(
+        default=0.0, metadata={"help": "Weight of the entropy bonus; with a band, what it starts from."}
+    )
     entropy_band: list[float] = field(
-        default_factory=list
-    )  # mean entropy per token that is aimed at; see EntropyControl
-    entropy_coef_step: float = 0.0  # by which the coefficient moves after a step outside the band
+        default_factory=list,
+        metadata={"help": "Lowest and highest mean entropy per token, in nats; empty = no control."},
+    )
+    entropy_coef_step: float = field(
+        default=0.0, metadata={"help": "By which the coefficient moves after a step outside the band."}
+    )
 
     def __post_init__(self):
         check_values(self, "1 or more", "prompts_per_step", "mini_batches", "episode_epochs")

@@ -8,7 +8,7 @@ Shapes: P prompts, G samples per prompt.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -39,8 +39,10 @@ from alignment.types import Batch, Engine, Episode, PackedBatch, Prompt, Rollout
 class OnlineDpoConfig:
     """What one step samples."""
 
-    prompts_per_step: int = 64
-    group_size: int = 8
+    prompts_per_step: int = field(default=64, metadata={"help": "Prompts of one step, over all ranks."})
+    group_size: int = field(
+        default=8, metadata={"help": "Samples per prompt, of which the best and the worst make a pair."}
+    )
 
     def __post_init__(self):
         check_values(self, "1 or more", "prompts_per_step")

@@ -8,7 +8,7 @@ Shapes: P prompts, G samples per prompt, N scored tokens, R rows (completions).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -47,30 +47,41 @@ from alignment.types import Batch, Engine, Episode, PackedBatch, Prompt, Rollout
 class PpoConfig:
     """What PPO does with an episode of prompts_per_step x group_size completions."""
 
-    prompts_per_step: int = 64
-    group_size: int = 2  # responses per query
-    mini_batches: int = 1  # optimizer steps per pass over an episode
-    episode_epochs: int = 1  # passes over an episode
-    value_learning_rate: float = 5e-6
-    value_warmup_steps: int = 50  # the policy rests while the value learns
-    value_warmup_prompts: int = 0  # prompts the warm-up goes round; their samples are drawn once. 0 = all
-    old_logprobs: Literal["sampler", "recompute"] = "sampler"  # recompute: for a sampler that is not the policy itself
-    importance_cap: float = 2.0  # of sampler-trainer weights
-    clip_eps: float = 0.2
-    value_clip: float = 0.15  # 0 = none
-    value_coef: float = 1.0
-    gamma: float = 1.0
-    lam: float = 0.95
-    whiten_advantages: bool = True
-    kl_coef: float = 0.04  # of k1 in the reward
-    kl_target: float = 0.0  # nats per completion that kl_coef is steered to; 0 = fixed
-    kl_horizon: int = 10_000  # completions over which it is steered
-    kl_stop: float = 0.0  # the rest of an episode is left out once its mean k1 to the old policy is above; 0 = never
-    reward_mean: bool = True  # subtract the running mean of the rewards
-    reward_std: bool = False  # and divide by their running deviation
-    missing_eos_penalty: float = 0.0  # taken off the reward of completions cut at max_tokens
-    ptx_coef: float = 0.0  # weight of the language-model loss on pretraining text
-    ptx_ratio: float = 1.0  # its tokens per completion token
+    prompts_per_step: int = field(default=64, metadata={"help": "Prompts of one episode, over all ranks."})
+    group_size: int = field(default=2, metadata={"help": "Completions per prompt."})
+    mini_batches: int = field(default=1, metadata={"help": "Optimizer steps per pass over an episode."})
+    episode_epochs: int = field(default=1, metadata={"help": "Passes over an episode."})
+    value_learning_rate: float = field(default=5e-6, metadata={"help": "Peak of the value model."})
+    value_warmup_steps: int = field(default=50, metadata={"help": "Steps in which only the value learns."})
+    value_warmup_prompts: int = field(
+        default=0, metadata={"help": "Prompts that the warm-up goes round; their samples are drawn once. 0 = all."}
+    )
+    old_logprobs: Literal["sampler", "recompute"] = field(
+        default="sampler", metadata={"help": "recompute: for a sampler that is not the policy itself."}
+    )
+    importance_cap: float = field(default=2.0, metadata={"help": "Of the weights trainer / sampler."})
+    clip_eps: float = field(default=0.2, metadata={"help": "The ratio is clipped at 1 plus and minus this."})
+    value_clip: float = field(default=0.15, metadata={"help": "Of the value loss; 0 = none."})
+    value_coef: float = field(default=1.0, metadata={"help": "Weight of the value loss."})
+    gamma: float = field(default=1.0, metadata={"help": "Discount per token."})
+    lam: float = field(default=0.95, metadata={"help": "Lambda of GAE."})
+    whiten_advantages: bool = field(default=True, metadata={"help": "Mean 0 and deviation 1 over all ranks."})
+    kl_coef: float = field(default=0.04, metadata={"help": "Of k1 in the reward."})
+    kl_target: float = field(
+        default=0.0, metadata={"help": "Nats per completion that kl_coef is steered to; 0 = fixed."}
+    )
+    kl_horizon: int = field(default=10_000, metadata={"help": "Completions over which it is steered."})
+    kl_stop: float = field(
+        default=0.0,
+        metadata={"help": "The rest of an episode is left out once its mean k1 to the old policy is above; 0 = never."},
+    )
+    reward_mean: bool = field(default=True, metadata={"help": "Subtract the running mean of the rewards."})
+    reward_std: bool = field(default=False, metadata={"help": "Divide by their running deviation."})
+    missing_eos_penalty: float = field(
+        default=0.0, metadata={"help": "Taken off the reward of completions cut at max_tokens."}
+    )
+    ptx_coef: float = field(default=0.0, metadata={"help": "Weight of the language-model loss on pretraining text."})
+    ptx_ratio: float = field(default=1.0, metadata={"help": "Its tokens per completion token."})
 
     def __post_init__(self):
         check_values(
