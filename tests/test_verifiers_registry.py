@@ -109,7 +109,7 @@ def test_docstring_examples_of_built_in_verifiers(module):  # those of `code` ne
 
 
 def test_the_page_names_every_built_in_verifier_with_its_columns():
-    lines = (Path(__file__).parent.parent / "docs" / "verifiers.md").read_text().splitlines()
+    lines = (Path(__file__).parent.parent / "docs" / "verifiers.md").read_text().split("\n## ")[0].splitlines()
     for name in registry_module._BUILTIN_MODULES:
         (line,) = [line for line in lines if line.startswith("| ") and f"`{name}`" in line.split("|")[1]]
         info = verifier_info(name)
