@@ -13,7 +13,8 @@ class UserError(Exception):
 
 
 class EngineLost(UserError):
-    """No rollouts can be made any more, although the policy is sound: the run saves before it stops."""
+    """No rollouts can be made any more, or no teacher be asked, although the policy is sound: the run saves before it
+    stops."""
 
 
 @contextmanager

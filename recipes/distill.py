@@ -21,7 +21,6 @@ from alignment.algorithms.teachers import DEFAULT, StoredTargets, Teachers
 from alignment.config import TrainConfig, check_values, parse
 from alignment.data.curriculum import fingerprint
 from alignment.data.load import load_rows
-from alignment.data.prompts import build_prompts
 from alignment.data.sft_rows import encode_sft_rows
 from alignment.errors import UserError, about
 from alignment.models.load import load_policy
@@ -30,9 +29,10 @@ from alignment.models.teacher import Teacher, load_teacher, vocabulary_of
 from alignment.models.teacher_server import load_server_teacher
 from alignment.trainer import Trainer, make_accelerator
 from alignment.types import Engine, Prompt
+from recipes import rollouts
 from recipes.common import make_sampling, run, weights_fingerprint, write_settings
 from recipes.engines import EngineConfig
-from recipes.rollouts import RolloutRecipe, in_modes, make_engine, make_evaluation, make_score, refuse_equal_modes
+from recipes.rollouts import RolloutRecipe, make_engine, make_evaluation, make_score
 from rewards.specs import RewardEntry
 
 TASK = "task"
@@ -62,7 +62,8 @@ class DistillRecipe(RolloutRecipe):
     teacher_served_name: str = field(default="", metadata={"help": "Its name, where a server has several models."})
     teacher_tokenizer: str = field(default="", metadata={"help": "Of a server's model, when it is not found."})
     teacher_api_key_env: str = field(default="", metadata={"help": "Environment variable with the server's key."})
-    teacher_timeout_s: float = 600.0
+    teacher_timeout_s: float = field(default=600.0, metadata={"help": "Most time of one request to a server."})
+    teacher_wait_s: float = field(default=600.0, metadata={"help": "Most time without any answer of a server."})
     teacher_connections: int = field(default=16, metadata={"help": "Requests to a server at a time."})
 
     def __post_init__(self):
@@ -72,7 +73,7 @@ class DistillRecipe(RolloutRecipe):
             raise UserError("eval_reward is missing: what held-out responses are judged by, for instance verifier:math")
         self.check()
         check_values(self, "2 or more", "max_length")
-        check_values(self, "above 0", "teacher_timeout_s")
+        check_values(self, "above 0", "teacher_timeout_s", "teacher_wait_s")
         check_values(self, "1 or more", "teacher_connections")
         self.teachers_by_task()
         self.specs()
@@ -118,6 +119,7 @@ def _load_one(recipe: DistillRecipe, where: str, tokenizer, device: torch.device
             recipe.teacher_served_name,
             recipe.teacher_api_key_env,
             recipe.teacher_timeout_s,
+            recipe.teacher_wait_s,
             recipe.teacher_connections,
         )
     config = ModelConfig(
@@ -162,18 +164,15 @@ def load_off_policy(
 def load_prompts(
     recipe: DistillRecipe, config: DistillConfig, tokenizer: PreTrainedTokenizerBase, teachers: Teachers | None
 ) -> list[Prompt]:
-    """What the student samples for, in the modes that are asked for."""
+    """What the student samples for, with the tools and in the modes that are asked for."""
     if not config.prompts_per_step:
         return []
     if not recipe.dataset:
         raise UserError(f"dataset is missing: on_policy_share {config.on_policy_share} needs prompts")
-    rows = load_rows(recipe.dataset, recipe.dataset_split or None, recipe.max_rows or None)
     if teachers is not None:
+        rows = load_rows(recipe.dataset, recipe.dataset_split or None, recipe.max_rows or None)
         teachers.check([row.get(TASK) for row in rows], recipe.dataset)
-    rows = in_modes(rows, recipe.modes)
-    prompts = build_prompts(rows, tokenizer, max_prompt_length=recipe.max_prompt_length, source=recipe.dataset)
-    refuse_equal_modes(recipe.modes, prompts)
-    return prompts
+    return rollouts.load_prompts(recipe, tokenizer)
 
 
 def make_on_policy(
@@ -202,7 +201,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     sampling = make_sampling(recipe, tokenizer, train.seed, recipe.thinking_budget)
     evaluation = make_evaluation(recipe, tokenizer, engine, sampling)
-    algorithm = Distill(Student(policy), distill, teachers, off_policy, on_policy, train.seed)
+    evaluated_by = engine if evaluation is not None else None
+    algorithm = Distill(Student(policy), distill, teachers, off_policy, on_policy, train.seed, evaluated_by)
     write_settings(train.output_dir, recipe, sampler, distill, train, model)
     steps = train.max_steps or max(1, round(recipe.epochs * algorithm.steps_per_epoch))
     Trainer(accelerator, algorithm.student, tokenizer, algorithm, train, steps, evaluation).train()

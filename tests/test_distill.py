@@ -9,10 +9,11 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
+from alignment import distributed
 from alignment.algorithms.distill import Distill, DistillConfig, OffPolicy
 from alignment.algorithms.sft import Sft
 from alignment.algorithms.teachers import DEFAULT, Teachers
-from alignment.errors import UserError
+from alignment.errors import EngineLost, UserError
 from alignment.metrics import read_metrics
 from alignment.models import Policy
 from alignment.models import head as limits
@@ -411,6 +412,35 @@ def test_trees_of_any_shape_are_compared():
                   for n in ("teacher_ids", "teacher_logprobs"))  # fmt: skip
     assert np.array_equal(ids, flat.segments[0].columns["teacher_ids"][4:])
     assert np.allclose(log_p, flat.segments[0].columns["teacher_logprobs"][4:], atol=1e-5)
+
+
+class Counting(WithToolOutput):
+    """An engine with weights of its own."""
+
+    remote = True
+
+    def __init__(self):
+        self.steps = []
+
+    def load_weights(self, model, step):
+        self.steps.append(step)
+
+
+def test_an_engine_that_only_evaluates_gets_the_weights_of_every_step(tmp_path):
+    trees, tasks = rows()
+    student, engine = Student(Policy(tiny_model("qwen3", vocab_size=512))), Counting()
+    config = DistillConfig(batch_size=5, on_policy_share=0.0)
+    algorithm = Distill(student, config, teachers(), OffPolicy(trees, tasks), evaluated_by=engine)
+    assert algorithm.sends_weights and not algorithm.reads_policy
+    train(str(tmp_path), 2, algorithm=algorithm, policy=student)
+    assert engine.steps == [1, 2]
+
+
+def test_a_teacher_lost_on_another_rank_is_lost_here(monkeypatch):
+    algorithm = make(**KINDS["off"])
+    monkeypatch.setattr(distributed, "gather_objects", lambda items: [*items, "its teacher is gone"])
+    with pytest.raises(EngineLost, match="its teacher is gone"):
+        algorithm.collect(0)
 
 
 def test_the_engine_samples_with_the_updated_weights():

@@ -8,10 +8,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from alignment.algorithms.distill import DistillConfig
 from alignment.errors import UserError
 from alignment.metrics import read_metrics
 from alignment.types import Prompt, Rollout, Sampling
-from recipes.distill import DistillRecipe, make_on_policy
+from recipes.distill import DistillRecipe, load_prompts, make_on_policy
 from recipes.quickstart.model import write_base_model
 from recipes.rollouts import RolloutRecipe, in_modes, make_evaluation
 from tests.teacher_server import teacher_server
@@ -115,6 +116,15 @@ def test_the_thinking_budget_reaches_the_students_samples():
     recipe = DistillRecipe(dataset="rows.jsonl", thinking_budget=7)
     on_policy = make_on_policy(recipe, [Prompt("a", [], [5])], None, tiny_tokenizer(), seed=0)
     assert on_policy.sampling.thinking_budget == 7
+
+
+def test_prompts_offer_the_tools_that_their_episodes_call(tmp_path):
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"question": "What is 2 + 3?"}) + "\n")
+    recipe = DistillRecipe(dataset=str(tmp_path / "rows.jsonl"), tools=["calculator"])
+    tokenizer = tiny_tokenizer()
+    (prompt,) = load_prompts(recipe, DistillConfig(), tokenizer, None)
+    assert [tool["function"]["name"] for tool in prompt.row["tools"]] == ["calculator"]
+    assert '"calculator"' in tokenizer.decode(prompt.token_ids)
 
 
 def test_rows_come_in_the_modes_that_are_asked_for():

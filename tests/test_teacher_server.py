@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from starlette.responses import JSONResponse, PlainTextResponse
 
 from alignment.algorithms.teachers import Teachers
-from alignment.errors import UserError
+from alignment.errors import EngineLost, UserError
 from alignment.losses.divergence import FLOOR
 from alignment.models import Policy
+from alignment.models import teacher_server as asking
 from alignment.models.teacher import LocalTeacher
 from alignment.models.teacher_server import VllmTeacher, load_server_teacher
 from alignment.packing import conversation, group
@@ -17,6 +20,7 @@ from alignment.types import Segment
 from tests.teacher_server import teacher_server
 from tests.test_distill import update
 from tests.tiny import tiny_model, tiny_tokenizer
+from tests.training import train, weights_hash
 from tests.training_distill import KINDS, make
 
 SIZE = len(tiny_tokenizer())
@@ -34,7 +38,7 @@ def server(model):
 
 
 def ask(server, **settings) -> VllmTeacher:
-    return VllmTeacher(server.url, SIZE, **{"retries": 0, **settings})
+    return VllmTeacher(server.url, SIZE, **{"wait_s": 0, **settings})
 
 
 def trees():
@@ -83,11 +87,53 @@ def test_a_step_with_a_server_equals_one_with_the_model(server, model, kind, tmp
         assert np.allclose(gradient, b[1][name], atol=1e-5), name
 
 
-def test_passing_failures_are_asked_about_again(server, monkeypatch):
-    monkeypatch.setattr("time.sleep", lambda seconds: None)
+@pytest.fixture
+def clock(monkeypatch):
+    """Seconds that only sleeping takes."""
+    passed = [0.0]
+    monkeypatch.setattr(asking, "time", SimpleNamespace(
+        monotonic=lambda: passed[0], sleep=lambda seconds: passed.append(passed.pop() + seconds)))  # fmt: skip
+    return passed
+
+
+def test_passing_failures_are_asked_about_again(server, clock):
     server.script = [lambda body: JSONResponse({}, 503), lambda body: PlainTextResponse("busy", 429)]
-    ask(server, retries=2).add_top_k(trees()[1:], 3, 1.0)
+    ask(server, wait_s=20).add_top_k(trees()[1:], 3, 1.0)
     assert len(server.asked) == 3
+
+
+def test_a_server_is_waited_for_and_all_requests_give_up_at_the_same_time(server, clock):
+    server.script = [lambda body: JSONResponse({}, 503)] * 100
+    remote = ask(server, wait_s=600, connections=1)
+    with pytest.raises(EngineLost, match=r"status 503.* no answer for 600 s"):
+        remote.add_top_k(trees()[1:], 3, 1.0)
+    assert clock == pytest.approx([600])
+    tried = len(server.asked)
+    with pytest.raises(EngineLost):
+        remote.add_top_k(trees()[1:], 3, 1.0)
+    assert len(server.asked) == tried + 1
+    server.script = []
+    remote.add_top_k(trees()[1:], 3, 1.0)  # it is back
+
+
+def test_a_run_whose_teacher_is_gone_saves_and_goes_on_exactly(server, tmp_path):
+    def run(folder, steps, gone_after=None):
+        algorithm = make(**KINDS["top_k"])
+        algorithm.teachers = Teachers({"default": ask(server)}, SIZE, 5)
+        after_update = algorithm.after_update
+
+        def lose(step, metrics):
+            after_update(step, metrics)
+            server.script = [lambda body: JSONResponse({}, 503)] * 100 if step == gone_after else []
+
+        algorithm.after_update = lose
+        train(str(tmp_path / folder), steps, algorithm=algorithm, policy=algorithm.student, lr_schedule="constant")
+        return weights_hash(algorithm.student)
+
+    with pytest.raises(EngineLost, match=r"status 503.*Everything up to step 1 is saved"):
+        run("a", 2, gone_after=1)
+    server.script = []
+    assert run("a", 2) == run("b", 2)
 
 
 def broken(positions):
@@ -100,7 +146,7 @@ ENTRY = {str(i): {"logprob": -1.0 - i, "rank": i, "decoded_token": "x"} for i in
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        (lambda body: JSONResponse({}, 500), r"status 500.*\(asked 1 times\)"),
+        (lambda body: JSONResponse({}, 500), r"status 500.*no answer for 0 s"),
         (lambda body: PlainTextResponse("hello"), "not JSON"),
         (lambda body: JSONResponse([]), "no JSON object"),
         (lambda body: JSONResponse({"choices": [{"text": ""}]}), "is it vLLM"),
@@ -177,7 +223,7 @@ def test_the_key_goes_along(server, monkeypatch):
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9/v1", "nonsense", "http://[/v1"])
 def test_no_server_is_one_clear_error(url):
     with pytest.raises(UserError, match="teacher "):
-        VllmTeacher(url, SIZE, retries=0, timeout_s=5)
+        VllmTeacher(url, SIZE, wait_s=0, timeout_s=5)
 
 
 def test_the_tokenizer_is_that_of_the_model_served(model, tmp_path):

@@ -28,7 +28,7 @@ from alignment.algorithms.teachers import Teachers, bare
 from alignment.config import check_values
 from alignment.data.curriculum import Curriculum
 from alignment.data.epochs import Epochs
-from alignment.distributed import rank, world_size
+from alignment.distributed import rank, together, world_size
 from alignment.errors import UserError
 from alignment.losses.divergence import Divergence, forward_kl, generalised_jsd, reverse_kl
 from alignment.models.soft_head import SoftRequest, SoftScores
@@ -129,7 +129,8 @@ class OnPolicy:
 
 class Distill:
     """Algorithm for the trainer, one update per step. It trains a `Student`. Prompts and rows come in seeded random
-    order, each once an epoch. Raises UserError when something that the settings need is missing."""
+    order, each once an epoch. evaluated_by: the engine that held-out responses come from, also where nothing else is
+    sampled; it gets the weights of every step. Raises UserError when something that the settings need is missing."""
 
     def __init__(
         self,
@@ -139,6 +140,7 @@ class Distill:
         off_policy: OffPolicy | None = None,
         on_policy: OnPolicy | None = None,
         seed: int = 0,
+        evaluated_by: Engine | None = None,
     ):
         self.student, self.config, self.teachers = student, config, teachers
         self.divergence = config.make_divergence()
@@ -161,7 +163,8 @@ class Distill:
             self.fingerprint = prompts_fingerprint(on_policy.prompts)
             self.order = Curriculum([p.id for p in on_policy.prompts], "random", seed)
         self.reads_policy = self.order is not None
-        self.sends_weights = on_policy is not None and getattr(on_policy.engine, "remote", False)
+        self.engine = on_policy.engine if on_policy is not None else evaluated_by
+        self.sends_weights = getattr(self.engine, "remote", False)
 
     @property
     def steps_per_epoch(self) -> float:
@@ -189,7 +192,8 @@ class Distill:
         trees = [bare(tree) for tree in own]
         if c.soft_coef:
             tasks = [self.tasks[id(tree)] for tree in own]
-            (self.off_policy.targets or self._teachers).add_targets(trees, tasks)
+            targets = self.off_policy.targets or self._teachers
+            together(lambda: targets.add_targets(trees, tasks))
         elif self.teachers is not None:
             self.teachers.add_blanks(trees)
         units = 0.0
@@ -218,7 +222,7 @@ class Distill:
         grown = [_group_tree(g, vocabulary) for g in groups]
         tasks = [on.prompts[i].row.get("task") for i, tree in zip(indices, grown, strict=True) if tree is not None]
         trees = [tree for tree in grown if tree is not None]
-        self._teachers.add_targets(trees, tasks)
+        together(lambda: self._teachers.add_targets(trees, tasks))
         for tree in trees:
             for segment in tree.segments[1:]:
                 ones = np.ones(len(segment.token_ids), np.float32)
@@ -252,8 +256,8 @@ class Distill:
         return soft.total, _stats(soft, micro, mixed=self.rows is not None and self.order is not None)
 
     def after_update(self, step: int, metrics: Mapping[str, float]) -> None:
-        if self.on_policy is not None:
-            self.on_policy.engine.load_weights(self.student.policy, step)
+        if self.engine is not None:
+            self.engine.load_weights(self.student.policy, step)
 
     def state_dict(self) -> dict[str, Any]:
         state: dict[str, Any] = {"rows": None, "order": None}

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from alignment.errors import UserError
+from alignment.errors import EngineLost, UserError
 from alignment.losses.divergence import FLOOR, with_rest
 from alignment.models.load import load_tokenizer
 from alignment.models.score import at_scored
@@ -28,14 +28,15 @@ from alignment.models.teacher import IDS, LOG_P, check_same_tokenizer, vocabular
 from alignment.types import Segment, Tree
 
 _MAX_DELAY_S = 30.0
+_START_S = 15.0  # before training nothing is lost, and an address may be wrong
 
 
 class VllmTeacher:
     """The model that a server at `url` (http://host:8000/v1) serves.
 
     vocabulary: the student's real tokens. model: its name there, needed when it serves several. api_key_env: name of
-    the environment variable that holds the key, empty for none. timeout_s: of one request; requests are repeated
-    `retries` times when the server is busy or out of reach. connections: requests at a time.
+    the environment variable that holds the key, empty for none. timeout_s: of one request. wait_s: how long requests
+    are repeated when the server is busy, restarting or out of reach. connections: requests at a time.
     Raises UserError when the server cannot be asked.
     """
 
@@ -46,10 +47,11 @@ class VllmTeacher:
         model: str = "",
         api_key_env: str = "",
         timeout_s: float = 600.0,
-        retries: int = 5,
+        wait_s: float = 600.0,
         connections: int = 16,
     ):
-        self.url, self.vocabulary, self.retries = url.rstrip("/"), vocabulary, retries
+        self.url, self.vocabulary, self.wait_s = url.rstrip("/"), vocabulary, wait_s
+        self._silent_since = math.inf  # no request has been answered from then on
         headers = {"Authorization": f"Bearer {_key(api_key_env)}"} if api_key_env else {}
         limits = httpx2.Limits(max_connections=connections)
         self._client = httpx2.Client(headers=headers, timeout=timeout_s, limits=limits)
@@ -68,8 +70,8 @@ class VllmTeacher:
     def add_top_k(self, trees: Sequence[Tree], k: int, temperature: float) -> None:
         """Write the columns IDS and LOG_P at every scored token.
 
-        Raises UserError when the server refuses or answers something else, and for a temperature other than 1: what is
-        left out of its answer cannot be tempered.
+        Raises EngineLost when for wait_s the server does not answer, UserError when it refuses or answers something
+        else, and for a temperature other than 1: what is left out of its answer cannot be tempered.
         """
         if temperature != 1:
             raise UserError(
@@ -97,7 +99,7 @@ class VllmTeacher:
             "temperature": 0.0,
             "prompt_logprobs": k,
         }
-        reply = self._ask("POST", "/completions", request)
+        reply = self._ask("POST", "/completions", request, self.wait_s)
         try:
             positions = reply["choices"][0]["prompt_logprobs"]
             assert segment.scored is not None
@@ -135,28 +137,40 @@ class VllmTeacher:
 
     def _served(self) -> dict[str, str]:
         """Names of the models it serves, and where each was loaded from."""
-        reply = self._ask("GET", "/models", None)
+        reply = self._ask("GET", "/models", None, min(self.wait_s, _START_S))
         try:
             return {model["id"]: model.get("root") or model["id"] for model in reply["data"]}
         except (KeyError, TypeError, AttributeError) as error:
             raise UserError(f"teacher {self.url}: {self.url}/models does not list models: {error!r}") from error
 
-    def _ask(self, method: str, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
-        """The reply; repeated after time-outs, connection errors and statuses 408, 429 and 5xx."""
-        for attempt in range(self.retries + 1):
+    def _ask(self, method: str, path: str, body: dict[str, Any] | None, wait_s: float) -> dict[str, Any]:
+        """The reply. Repeated after time-outs, connection errors and statuses 408, 429 and 5xx until for wait_s no
+        request was answered, or this one was not. So all that wait give up at the same time."""
+        delay_s, failing_since = 0.5, math.inf
+        while True:
             try:
                 response = self._client.request(method, self.url + path, json=body)
-            except (httpx2.RequestError, httpx2.InvalidURL) as error:
+            except httpx2.InvalidURL as error:
+                raise UserError(f"teacher {self.url}: {error}") from error
+            except httpx2.RequestError as error:
                 problem = f"{type(error).__name__}: {error}"
             else:
                 if response.status_code == 200:
+                    self._silent_since = math.inf
                     return _json(response, self.url)
                 problem = f"status {response.status_code}: {response.text[:500]}"
                 if response.status_code not in (408, 429) and response.status_code < 500:
                     raise UserError(f"teacher {self.url}: {problem}{_remedy(response.text)}")
-            if attempt < self.retries:
-                time.sleep(min(_MAX_DELAY_S, 0.5 * 2**attempt) * random.uniform(1, 1.5))
-        raise UserError(f"teacher {self.url}: {problem} (asked {self.retries + 1} times)")
+            now = time.monotonic()
+            failing_since = min(failing_since, now)
+            self._silent_since = min(self._silent_since, now)
+            left_s = wait_s - (now - min(failing_since, self._silent_since))
+            if left_s <= 0:
+                raise EngineLost(
+                    f"teacher {self.url}: {problem}; no answer for {wait_s:g} s. Start it again, then the same command"
+                )
+            time.sleep(min(delay_s * random.uniform(1, 1.5), left_s))
+            delay_s = min(_MAX_DELAY_S, 2 * delay_s)
 
 
 def _json(response: httpx2.Response, url: str) -> dict[str, Any]:
@@ -192,6 +206,7 @@ def load_server_teacher(
     model: str = "",
     api_key_env: str = "",
     timeout_s: float = 600.0,
+    wait_s: float = 600.0,
     connections: int = 16,
 ) -> VllmTeacher:
     """The teacher behind a server. tokenizer: the student's. tokenizer_path: where the teacher's is; empty = where the
@@ -199,7 +214,7 @@ def load_server_teacher(
 
     Raises UserError for another tokenizer, for one that is not found, and as VllmTeacher does.
     """
-    teacher = VllmTeacher(url, vocabulary_of(tokenizer), model, api_key_env, timeout_s, connections=connections)
+    teacher = VllmTeacher(url, vocabulary_of(tokenizer), model, api_key_env, timeout_s, wait_s, connections)
     where = tokenizer_path or teacher.root
     try:
         own = load_tokenizer(where)
