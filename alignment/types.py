@@ -88,7 +88,7 @@ class Segment:
 
     token_ids_L: the tokens. parent: index of the parent segment within the tree, -1 for the root.
     scored_L: which tokens are targets, i.e. carry loss; None = none. A root's first token cannot be one.
-    columns: per-token values (length L each; only the entries at scored tokens are read).
+    columns: per-token values (length L each; only the entries at scored tokens are read), see packing.BFLOAT16.
     kept: with truncated sampling, the token ids kept for each token (length L), else None.
     """
 
@@ -132,7 +132,7 @@ class PackedBatch:
     segments: (start, end, parent) per segment, parent = index of a segment or -1, depth first.
     score_index_N: which hidden state predicts the token; score_target_N: the token; score_token_N: where in the row
     the token itself stands; score_row_N: the branch (numbered 0 … rows-1) the token belongs to.
-    columns: per-scored-position values, float32, shape N.
+    columns: per-scored-position values, float32 or bfloat16, shape N.
     kept_offsets_N1, kept_ids_K: the ragged sets of kept tokens of truncated sampling (an empty set = all tokens).
     sources: the segment each branch came from, row by row.
     empty: a stand-in on a rank that ran out of data; its loss counts zero.

@@ -9,11 +9,12 @@ import pytest
 import torch
 from trl import ModelConfig
 
+from alignment.algorithms.teachers import Teachers
 from alignment.errors import UserError
 from alignment.models import Policy
 from alignment.models import head as limits
 from alignment.models.teacher import LocalTeacher, check_same_tokenizer, load_teacher, vocabulary_of
-from alignment.packing import group
+from alignment.packing import group, pack
 from alignment.types import Segment
 from tests.tiny import tiny_model, tiny_tokenizer
 from tests.training_distill import REAL, teacher
@@ -61,6 +62,52 @@ def test_hidden_states_are_filled_up_to_the_widest_teacher():
     hidden = own.segments[1].columns["teacher_hidden"]
     assert hidden.shape == (3, 128)
     assert np.abs(hidden[:, 96:]).max() == 0 < np.abs(hidden[:, :96]).min()
+
+
+def hidden_states(policy: Policy, own) -> torch.Tensor:
+    """At the scored positions of a tree without columns."""
+    micro = pack([own])
+    with torch.no_grad():
+        return policy.hidden_states(micro).index_select(0, micro.score_index_N)
+
+
+def test_hidden_states_of_bfloat16_teachers_are_kept_as_such_bit_for_bit():
+    own, t = tree(), teacher()
+    t.policy.bfloat16()
+    Teachers({"default": t}, REAL).add_targets([own], [None])
+    assert own.segments[1].columns["teacher_hidden"].itemsize == 2
+    column = pack([own]).columns["teacher_hidden"]
+    assert column.dtype == torch.bfloat16
+    assert torch.equal(column, hidden_states(t.policy, tree()))
+
+
+def test_hidden_states_beside_those_of_a_float32_teacher_are_kept_in_float32():
+    a, b = teacher(), teacher(11)
+    a.policy.bfloat16()
+    given = [tree(), tree(), tree()]
+    both = Teachers({"math": a, "default": b}, REAL)
+    both.add_targets(given[:2], ["math", "code"])
+    both.add_blanks(given[2:])
+    column = pack(given).columns["teacher_hidden"]
+    assert column.dtype == torch.float32
+    assert torch.equal(column[:9], hidden_states(a.policy, tree()).float())
+    assert not column[18:].any()
+
+
+def test_blanks_are_of_the_type_of_the_teachers():
+    own, blank, t = tree(), tree(), teacher()
+    t.policy.bfloat16()
+    alone = Teachers({"default": t}, REAL)
+    alone.add_targets([own], [None])
+    alone.add_blanks([blank])
+    column = pack([own, blank]).columns["teacher_hidden"]
+    assert column.dtype == torch.bfloat16 and column[:9].any() and not column[9:].any()
+
+
+def test_a_head_that_is_where_it_is_wanted_is_not_copied():
+    """A device may be named with and without its number."""
+    t = teacher(head_device="cpu:0")
+    assert t.head is t.policy.base.get_output_embeddings()
 
 
 def test_a_teacher_learns_nothing_and_is_in_evaluation_mode():
@@ -139,7 +186,7 @@ def test_chat_templates_and_special_roles_may_differ():
 
 
 def test_what_cannot_be_loaded_is_named(tmp_path):
-    with pytest.raises(UserError, match="/no/teacher"):
+    with pytest.raises(UserError, match=r"^teachers: there is no folder /no/teacher"):
         load_teacher(ModelConfig(model_name_or_path="/no/teacher"), tiny_tokenizer(), CPU)
     saved(tmp_path)
     with pytest.raises(UserError, match="teacher_device: 'nowhere'"):

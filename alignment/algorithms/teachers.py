@@ -22,6 +22,7 @@ from alignment.errors import UserError
 from alignment.models.score import at_scored
 from alignment.models.soft_head import FullTargets, Targets, TeacherHead, TopKTargets
 from alignment.models.teacher import HIDDEN, IDS, LOG_P, LocalTeacher, Teacher
+from alignment.packing import BFLOAT16
 from alignment.types import PackedBatch, Segment, Tree
 
 DEFAULT = "default"
@@ -79,7 +80,7 @@ class Teachers:
             if self.top_k:
                 teacher.add_top_k(own, self.top_k, self.temperature)
                 continue
-            cast(LocalTeacher, teacher).add_hidden(own, self._width)
+            cast(LocalTeacher, teacher).add_hidden(own, self._width, self._bfloat16)
             if len(self.all) > 1:
                 for segment in _scored_segments(own):
                     segment.columns[NUMBER] = np.broadcast_to(np.float32(number), len(segment.token_ids))
@@ -89,13 +90,19 @@ class Teachers:
         widths = {IDS: self.top_k, LOG_P: self.top_k + 1} if self.top_k else {HIDDEN: self._width}
         for segment in _scored_segments(trees):
             for name, width in widths.items():
-                segment.columns[name] = np.broadcast_to(np.float32(0), (len(segment.token_ids), width))
+                zero = BFLOAT16.type(0) if name == HIDDEN and self._bfloat16 else np.float32(0)
+                segment.columns[name] = np.broadcast_to(zero, (len(segment.token_ids), width))
             if not self.top_k and len(self.all) > 1:
                 segment.columns[NUMBER] = np.broadcast_to(np.float32(0), len(segment.token_ids))
 
     @property
     def _width(self) -> int:
         return max(cast(LocalTeacher, teacher).width for teacher in self.all)
+
+    @property
+    def _bfloat16(self) -> bool:
+        """Whether hidden states are kept in that type: those of all teachers lie in one column."""
+        return all(cast(LocalTeacher, teacher).bfloat16 for teacher in self.all)
 
     # --- in the loss ------------------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ import torch
 from alignment.models.actor_critic import ActorCritic
 from alignment.models.policy import Policy
 from alignment.models.scalar import ScalarModel
-from alignment.packing import cut
+from alignment.packing import BFLOAT16, cut
 from alignment.types import PackedBatch, Segment, Tree
 
 
@@ -50,17 +50,19 @@ def _with_scored_tokens(trees: Sequence[Tree], max_tokens: int) -> list[PackedBa
     return [micro for micro in cut(trees, max_tokens) if micro.rows]
 
 
-def write_column(micro: PackedBatch, column: str, values_N: torch.Tensor) -> None:
-    """Hand values at the scored positions of a packed row, [N] or [N, W], back to its segments as a float32 column;
-    zero at tokens that are not scored."""
+def write_column(micro: PackedBatch, column: str, values_N: torch.Tensor, bfloat16: bool = False) -> None:
+    """Hand values at the scored positions of a packed row, [N] or [N, W], back to its segments as a float32 column, or
+    one of bfloat16; zero at tokens that are not scored."""
     ends = np.flatnonzero(np.diff(micro.score_row_N.cpu().numpy())) + 1
-    for segment, values in zip(micro.sources, np.split(values_N.float().cpu().numpy(), ends), strict=True):
+    numbers = values_N.bfloat16().view(torch.uint16) if bfloat16 else values_N.float()
+    for segment, values in zip(micro.sources, np.split(numbers.cpu().numpy(), ends), strict=True):
         segment.columns[column] = at_scored(segment, values)
 
 
 def at_scored(segment: Segment, values: np.ndarray) -> np.ndarray:
     """Values at the scored tokens of a segment, as a column of all its tokens, zero elsewhere."""
     assert segment.scored is not None
-    full = np.zeros((len(segment.token_ids), *values.shape[1:]), dtype=np.float32)
+    dtype = BFLOAT16 if values.dtype == BFLOAT16 else np.float32
+    full = np.zeros((len(segment.token_ids), *values.shape[1:]), dtype=dtype)
     full[segment.scored] = values
     return full

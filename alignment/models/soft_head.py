@@ -73,7 +73,7 @@ class FullTargets:
             if rows.start < first + m:
                 break
             first += m
-        hidden_CH = part.hidden_MH[rows.start - first : rows.stop - first] / temperature
+        hidden_CH = part.hidden_MH[rows.start - first : rows.stop - first].float() / temperature
         if self._logits.shape[0] < len(hidden_CH) or self._logits.shape[1] != vocabulary:
             self._logits = hidden_CH.new_empty(len(hidden_CH), vocabulary, dtype=torch.float32)
         write_logits(part.head, hidden_CH, temperature, self._logits[: len(hidden_CH)])

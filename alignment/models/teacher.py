@@ -44,8 +44,8 @@ class Teacher(Protocol):
 class LocalTeacher:
     """A model in this process. Raises UserError when it embeds fewer tokens than `vocabulary`.
 
-    device: where its layers compute. head_device: where its head is wanted, which is the student's. resting_device:
-    where its weights are between two calls, when not where they compute. max_tokens: of one packed row.
+    device: where its layers compute. head_device: where its head is wanted, which is the student's. rests: between two
+    calls its weights, but for the head's, are in the CPU's memory. max_tokens: of one packed row.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class LocalTeacher:
         self.device, self.rests = torch.device(device), rests
         if not rests and not getattr(policy.base, "is_quantized", False):  # quantised weights are where they belong
             policy.to(self.device)
-        apart = rests or torch.device(head_device) != next(head.parameters()).device
+        apart = rests or _place(torch.device(head_device)) != _place(next(head.parameters()).device)
         self.head = copy.deepcopy(head).to(head_device) if apart else head
 
     @property
@@ -76,11 +76,17 @@ class LocalTeacher:
         """Of its hidden states."""
         return self.policy.base.config.get_text_config().hidden_size
 
+    @property
+    def bfloat16(self) -> bool:
+        """Whether its head takes hidden states of that type, so that they lose nothing in it."""
+        return next(self.head.parameters()).dtype == torch.bfloat16
+
     @torch.no_grad()
-    def add_hidden(self, trees: Sequence[Tree], width: int) -> None:
+    def add_hidden(self, trees: Sequence[Tree], width: int, bfloat16: bool = False) -> None:
         """Write the column HIDDEN, filled up with zeros to `width`, at every scored token."""
         for micro, hidden_NH in self._hidden(trees):
-            write_column(micro, HIDDEN, nn.functional.pad(hidden_NH.float(), (0, width - hidden_NH.shape[1])))
+            padded_NW = nn.functional.pad(hidden_NH, (0, width - hidden_NH.shape[1]))
+            write_column(micro, HIDDEN, padded_NW, bfloat16)
 
     @torch.no_grad()
     def add_top_k(self, trees: Sequence[Tree], k: int, temperature: float) -> None:
@@ -124,8 +130,9 @@ def load_teacher(
     Raises UserError for another tokenizer and for settings that do not go together.
     """
     name = config.model_name_or_path or ""
-    check_same_tokenizer(tokenizer, load_tokenizer(name), name)
-    model = cast(PreTrainedModel, load_model(config))
+    with _as_teachers():
+        check_same_tokenizer(tokenizer, load_tokenizer(name), name)
+        model = cast(PreTrainedModel, load_model(config))
     quantised = getattr(model, "is_quantized", False)
     if quantised and (offload or device):
         raise UserError(
@@ -139,6 +146,21 @@ def load_teacher(
         )
     except RuntimeError as error:
         raise UserError(f"teacher_device: {device!r} cannot be used: {error}") from error
+
+
+def _place(device: torch.device) -> tuple[str, int]:
+    """`cuda` is the current one of several, which a tensor's device names by its number."""
+    current = torch.cuda.current_device() if device.type == "cuda" and device.index is None else 0
+    return device.type, current if device.index is None else device.index
+
+
+@contextmanager
+def _as_teachers() -> Iterator[None]:
+    """Errors in loading name the setting that names the teacher, not the student's."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(str(error).replace("model_name_or_path", "teachers", 1)) from error
 
 
 # --- tokenizers -------------------------------------------------------------------------------------------------------

@@ -3,6 +3,6 @@
 from alignment.packing.attention import use_tree_attention
 from alignment.packing.layout import TreeLayout
 from alignment.packing.micro_batches import cut, empty_batch
-from alignment.packing.pack import conversation, group, pack
+from alignment.packing.pack import BFLOAT16, conversation, group, pack
 
-__all__ = ["TreeLayout", "conversation", "cut", "empty_batch", "group", "pack", "use_tree_attention"]
+__all__ = ["BFLOAT16", "TreeLayout", "conversation", "cut", "empty_batch", "group", "pack", "use_tree_attention"]

@@ -12,6 +12,9 @@ import torch
 
 from alignment.types import PackedBatch, Segment, Tree
 
+BFLOAT16 = np.dtype(np.uint16)
+"""What a segment's column of bfloat16 numbers is made of, their bits: numpy does not have the type."""
+
 
 def conversation(token_ids: Sequence[int], scored: Sequence[bool] | np.ndarray) -> Tree:
     """A tree of one segment: a dialogue, a text, a prompt with its one answer."""
@@ -84,7 +87,7 @@ def pack(trees: Sequence[Tree]) -> PackedBatch:
         score_token_N=_int64(token),
         score_row_N=_int64(row),
         rows=rows,
-        columns={name: torch.from_numpy(np.concatenate(parts).astype(np.float32)) for name, parts in columns.items()},
+        columns={name: _column(parts) for name, parts in columns.items()},
         kept_offsets_N1=_int64([np.cumsum([0, *(len(k) for k in kept)])]) if any_kept else None,
         kept_ids_K=_int64(kept) if any_kept else None,
         sources=sources,
@@ -99,6 +102,13 @@ def _add_columns(columns: dict[str, list[np.ndarray]], segment: Segment, scored:
         raise ValueError(f"columns differ between segments: {sorted(columns)} and {sorted(segment.columns)}")
     for name, values in segment.columns.items():
         columns.setdefault(name, []).append(np.asarray(values)[scored])
+
+
+def _column(parts: list[np.ndarray]) -> torch.Tensor:
+    """float32, or bfloat16 where all parts are."""
+    if {part.dtype for part in parts} == {BFLOAT16}:
+        return torch.from_numpy(np.concatenate(parts)).view(torch.bfloat16)
+    return torch.from_numpy(np.concatenate(parts).astype(np.float32, copy=False))
 
 
 def _int64(parts: list[np.ndarray]) -> torch.Tensor:
