@@ -45,7 +45,8 @@ class StepPlan:
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Peak bytes of one training process, by what holds them."""
+    """Peak bytes of one training process, by what holds them. host: beside a GPU in the CPU's memory, so not in the
+    total; without a GPU of the same memory."""
 
     parameters: int
     gradients: int
@@ -54,10 +55,11 @@ class MemoryEstimate:
     activations: int
     head: int
     frozen_copies: int = 0
+    host: int = 0
 
     @property
     def total(self) -> int:
-        return sum(getattr(self, f.name) for f in fields(self))
+        return sum(getattr(self, f.name) for f in fields(self)) - self.host
 
     def __add__(self, other: MemoryEstimate) -> MemoryEstimate:
         """Of two models that are trained in one step, one after the other."""
@@ -188,6 +190,7 @@ def estimate_memory(
     trainable_parameters: int | None = None,
     bf16: bool = False,
     gradient_checkpointing: bool = False,
+    activation_offload: bool = False,
     scalar: bool = False,
     frozen_copies: int = 0,
 ) -> MemoryEstimate:
@@ -195,7 +198,8 @@ def estimate_memory(
 
     parameters P x their bytes; gradients and both Adam moments for the trainable ones, in the same type; with autocast
     a bfloat16 copy of float32 weights; activations = T x (L x layer_activations + 4 d) elements, with gradient
-    checkpointing T x (L d + layer_activations + 4 d); head = two buffers of the largest chunk of logits, float32.
+    checkpointing T x (L d + layer_activations + 4 d), of which activation offload moves T L d to the host; head = two
+    buffers of the largest chunk of logits, float32.
 
     micro_batch_tokens: T, tokens of the largest packed row. scored_tokens: the most scored positions in one.
     scalar: a reward or value model, whose head gives one number. frozen_copies: of the weights, for a reference.
@@ -203,7 +207,10 @@ def estimate_memory(
     parameters = count_parameters(config, scalar)
     trainable = parameters if trainable_parameters is None else trainable_parameters
     layers, d = config.num_hidden_layers, config.hidden_size
-    per_token = layer_activations(config) + layers * d if gradient_checkpointing else layers * layer_activations(config)
+    computed, inputs = layers * layer_activations(config), 0
+    if gradient_checkpointing or activation_offload:
+        computed, inputs = layer_activations(config), layers * d
+    bytes_each = 2 if bf16 or parameter_bytes == 2 else 4
     logits = 4 * scored_tokens * (1 if scalar else config.vocab_size)
     chunk = logits if logits <= MAX_LOGIT_BYTES else MAX_LOGIT_BYTES // 2
     return MemoryEstimate(
@@ -211,9 +218,10 @@ def estimate_memory(
         gradients=trainable * parameter_bytes,
         optimizer=2 * trainable * parameter_bytes,
         autocast_copies=2 * parameters if bf16 and parameter_bytes == 4 else 0,
-        activations=micro_batch_tokens * (per_token + 4 * d) * (2 if bf16 or parameter_bytes == 2 else 4),
+        activations=micro_batch_tokens * bytes_each * (computed + 4 * d + (0 if activation_offload else inputs)),
         head=2 * chunk,
         frozen_copies=frozen_copies * parameters * parameter_bytes,
+        host=micro_batch_tokens * bytes_each * inputs if activation_offload else 0,
     )
 
 
@@ -284,9 +292,11 @@ def memory_table(memory: MemoryEstimate) -> Table:
     table = _table("Memory per process (estimate)")
     for f in fields(memory):
         value = getattr(memory, f.name)
-        if value:
+        if value and f.name != "host":
             table.add_row(f.name.replace("_", " "), _size(value))
     table.add_row("total", _size(memory.total), style="bold")
+    if memory.host:
+        table.add_row("host, offloaded activations", _size(memory.host))
     return table
 
 

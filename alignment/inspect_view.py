@@ -14,6 +14,7 @@ from alignment.data.preference_rows import PreferenceReport
 from alignment.data.sft_rows import SftReport
 from alignment.inspect import (
     MemoryEstimate,
+    StepPlan,
     episodes_table,
     length_histogram,
     memory_table,
@@ -43,9 +44,9 @@ def inspect_rows(
     max_steps: int = 0,
     samples: int = 3,
     console: Console | None = None,
-) -> None:
+) -> StepPlan:
     """Print the first `samples` rows coloured by mask, each branch of a pair or group on lines of its own, then the
-    lengths, the counts, the steps and the memory.
+    lengths, the counts, the steps (returned) and the memory.
 
     batch_size: rows per optimizer step over all processes. max_tokens: of one packed row.
     """
@@ -60,6 +61,7 @@ def inspect_rows(
     plan = plan_steps(trees, batch_size, max_tokens, epochs, max_steps=max_steps)
     console.print(plan_table(plan, max_tokens))
     console.print(memory_table(memory(plan.largest_micro_batch, plan.most_scored)))
+    return plan
 
 
 def branch_names(tree: Tree) -> list[str]:

@@ -1,14 +1,15 @@
 """Memory and traffic per GPU under each configuration of accelerate_configs/, from the estimate for one process.
 
 P parameters, T trainable ones, b bytes of one (4: float32 weights; with `bf16` they are cast for products), W ranks,
-m micro-batches per step, f = (W - 1) / W. Bytes per rank:
+m micro-batches per step, f = (W - 1) / W. DeepSpeed keeps moments and master copies in float32, whatever the weights.
+Bytes per rank:
 
   configuration   weights     gradient        moments       master copy  gathered for a moment
   ddp             P b         2 T b (a)       2 T b         –            casts (b)
-  zero1           P b         T b + T b / W   2 T b / W     T b / W      casts (b), the reduction's bucket
-  zero2           P b         T b / W         2 T b / W     T b / W      casts (b), the reduction's bucket
-  zero3           P b / W     T b / W         2 T b / W     T b / W      at most LIVE parameters, and the bucket
-  zero3_offload   P b / W     –               –             –            the same; 4 T b / W in the CPU's memory
+  zero1           P b         T b + T b / W   2 x 4 T / W   4 T / W      casts (b), the reduction's bucket
+  zero2           P b         T b / W         2 x 4 T / W   4 T / W      casts (b), the reduction's bucket
+  zero3           P b / W     T b / W         2 x 4 T / W   4 T / W      at most LIVE parameters, and the bucket
+  zero3_offload   P b / W     –               –             –            the same; 4 x 4 T / W in the CPU's memory
   fsdp2           P b / W     T b / W         2 T b / W     –            embeddings and head, and two layers (c)
 
 (a) the gradients, and the buckets in which DDP sums them up. (b) with `bf16` and b = 4, 2 P: autocast's copies; under
@@ -101,12 +102,12 @@ def spread(
     casts = 2 * sizes.parameters if bf16 and b == 4 else 0
     if configuration == "ddp":
         return Spread(whole, 2 * trained if ranks > 1 else trained, 2 * trained, casts, 0, 2 * f * trained)
-    bucket = sizes.width**2 * b
+    bucket, masters = sizes.width**2 * b, 4 * sizes.trainable / w
     if configuration == "zero1":
-        return Spread(whole, trained + trained / w, 3 * trained / w, casts + bucket, 0, 2 * f * trained)
+        return Spread(whole, trained + trained / w, 3 * masters, casts + bucket, 0, 2 * f * trained)
     if configuration == "zero2":
         sent = (micro_batches + 1) * f * trained
-        return Spread(whole, trained / w, 3 * trained / w, casts + bucket, 0, sent)
+        return Spread(whole, trained / w, 3 * masters, casts + bucket, 0, sent)
     if configuration == "fsdp2":
         g = 2 if bf16 else b
         unit = 2 * g * (sizes.outer + 2 * sizes.layer)
@@ -115,8 +116,8 @@ def spread(
     live = min(LIVE, sizes.parameters) * b + bucket
     sent = micro_batches * f * (2 * whole + trained)
     if configuration == "zero3":
-        return Spread(whole / w, trained / w, 3 * trained / w, live, 0, sent, trained / w + bucket)
-    return Spread(whole / w, 0, 0, live, 4 * trained / w, sent, bucket)
+        return Spread(whole / w, trained / w, 3 * masters, live, 0, sent, trained / w + bucket)
+    return Spread(whole / w, 0, 0, live, 4 * masters, sent, bucket)
 
 
 def spread_table(
@@ -125,16 +126,18 @@ def spread_table(
     bf16: bool,
     parameter_bytes: int,
     micro_batches: float = 1,
+    host: float = 0,
     ranks: Sequence[int] = (8, 64),
 ) -> Table:
-    """GiB per GPU with activations and the head's buffers (`own` bytes), and GiB that each sends per step."""
+    """GiB per GPU with activations and the head's buffers (`own` bytes, and `host` bytes of them in the CPU's memory),
+    and GiB that each sends per step. micro_batches: of a step in one process, which the ranks share."""
     title = f"Memory per GPU and traffic per step (estimate), GiB; {sizes.parameters / 1e9:.2f} billion parameters"
     table = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 2))
     for column in ("configuration", "GPUs", "state", "gradients", "gathered", "activations", "total", "host", "sent"):
         table.add_column(column, justify="left" if column == "configuration" else "right")
     for count in ranks:
         for name in CONFIGURATIONS:
-            s = spread(sizes, name, count, bf16, parameter_bytes, micro_batches)
-            values = (s.state, s.gradients, s.gathered, own, s.total + own, s.cpu, s.sent)
+            s = spread(sizes, name, count, bf16, parameter_bytes, max(1, micro_batches / count))
+            values = (s.state, s.gradients, s.gathered, own, s.total + own, s.cpu + host, s.sent)
             table.add_row(name, str(count), *(f"{v / 2**30:,.1f}" for v in values))
     return table

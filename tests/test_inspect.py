@@ -122,6 +122,17 @@ def test_checkpointing_saves_activations_and_the_head_is_bounded():
     )
 
 
+def test_offloaded_activations_imply_checkpointing_and_are_the_hosts():
+    config = tiny_config("qwen3", num_hidden_layers=12)
+    saving = estimate_memory(config, 4096, 100, gradient_checkpointing=True)
+    for checkpointing in (False, True):
+        memory = estimate_memory(config, 4096, 100, gradient_checkpointing=checkpointing, activation_offload=True)
+        assert memory.host == 4096 * 12 * config.hidden_size * 4
+        assert memory.activations == saving.activations - memory.host
+        assert memory.total == saving.total - memory.host
+    assert saving.host == 0
+
+
 def printed(show, *arguments, **settings):
     console = Console(width=110, record=True, file=io.StringIO())
     show(*arguments, console=console, **settings)
@@ -239,6 +250,54 @@ def test_lora_trains_its_adapters_and_needs_no_reference_copy(base, capsys):
     text = align_inspect(capsys, base, PAIRS, "qwen2/dpo.yaml", *lora)
     assert "frozen copies" not in text
     assert number_behind("gradients", text) < 0.2 * number_behind("parameters", text)
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory):
+    """A model whose weights are a GiB or so."""
+    folder = tmp_path_factory.mktemp("wide")
+    tiny_config(hidden_size=2048, intermediate_size=8192).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def sent_by_fsdp2(text):
+    """GiB per step and GPU, on 8 and on 64."""
+    rows = [line.split() for line in text.splitlines() if line.split()[:1] == ["fsdp2"]]
+    return [float(row[-1]) for row in rows]
+
+
+SMALL = ["--bf16", "false", "--dtype", "float32"]
+
+
+def test_traffic_counts_the_micro_batches_that_each_rank_has(capsys, wide):
+    """512 rows of a micro-batch each are 64 on each of 8 ranks and 8 on each of 64; twice that when two share a row."""
+    rows = [{"messages": [*QUESTION, *answer(f"It is {i}. " * 20)]} for i in range(512)]
+    given = [*SMALL, "--batch_size", "512", "--max_length", "64", "--max_tokens_per_micro_batch"]
+
+    def sent(*more):
+        return sent_by_fsdp2(align_inspect(capsys, wide, rows, "qwen2.5/long_stage1_sft.yaml", *given, *more))
+
+    one, many, shared = sent("100000"), sent("64"), sent("64", "--sequence_parallel_size", "2")
+    assert many == pytest.approx([64 * one[0], 8 * one[1]], rel=0.05)
+    assert shared == pytest.approx([2 * value for value in many], rel=0.01)
+
+
+def test_traffic_counts_samples_at_their_longest(capsys, wide):
+    """64 prompts with 2 samples of 1,000 tokens: 16 micro-batches of 1,000 and a bit on each of 8 ranks, 2 on 64."""
+    given = [*SMALL, "--value_model", "head", "--max_tokens", "1000", "--max_tokens_per_micro_batch"]
+    one, many = (
+        sent_by_fsdp2(align_inspect(capsys, wide, PROMPTS, "qwen1/ppo.yaml", *given, budget))
+        for budget in ("1000000", "1000")
+    )
+    assert many == pytest.approx([16 * one[0], 2 * one[1]], rel=0.08)
+
+
+def test_offloaded_activations_of_a_recipe_are_the_hosts(base, capsys):
+    given = [*SMALL, "--gradient_checkpointing", "false", "--activation_offload"]
+    on, off = (align_inspect(capsys, base, ROWS, "qwen2.5/long_stage2_sft.yaml", *given, v) for v in ("true", "false"))
+    assert ["host, offloaded activations" in text for text in (on, off)] == [True, False]
+    assert number_behind("activations", on) < number_behind("activations", off)
 
 
 FAMILIES = ("qwen1", "qwen1.5", "qwen2", "qwen2.5", "qwen2.5-math", "quickstart")

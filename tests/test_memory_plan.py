@@ -3,7 +3,7 @@
 import pytest
 from transformers import Qwen3Config
 
-from alignment.memory_plan import ModelSizes, model_sizes, spread
+from alignment.memory_plan import ModelSizes, model_sizes, spread, spread_table
 from tests.tiny import tiny_config, tiny_model
 
 SIZES = ModelSizes(parameters=1000, trainable=1000, layer=100, outer=200, width=5)
@@ -25,6 +25,13 @@ def test_hand_computed_bytes_on_four_ranks(configuration, weights, gradients, op
     assert (s.weights, s.gradients, s.optimizer, s.cpu, s.sent) == (weights, gradients, optimizer, cpu, sent)
 
 
+def test_zeros_masters_and_moments_are_float32_also_of_bfloat16_weights():
+    found = {name: spread(SIZES, name, 4, parameter_bytes=2) for name in ("zero1", "zero2", "zero3", "zero3_offload")}
+    assert [(s.weights, s.optimizer, s.cpu) for s in found.values()] == [
+        (2000, 3000, 0), (2000, 3000, 0), (500, 3000, 0), (500, 0, 4000)
+    ]  # fmt: skip
+
+
 def test_bfloat16_halves_what_fsdp2_gathers_and_sends_for_it():
     full, half = (spread(SIZES, "fsdp2", 4, bf16=b) for b in (False, True))
     assert half.gathered == full.gathered / 2 == 2 * 2 * 400
@@ -39,6 +46,16 @@ def test_autocast_keeps_a_copy_of_whole_weights():
 def test_adapters_leave_weights_where_they_were():
     s = spread(ModelSizes(1000, 10, 100, 200, 5), "ddp", 4)
     assert (s.weights, s.gradients, s.optimizer) == (4000, 80, 80)
+
+
+def test_ranks_share_the_micro_batches_of_a_step_and_each_has_its_part_on_the_host():
+    gib = ModelSizes(2**28, 2**28, 0, 0, 0)
+    table = spread_table(gib, 0, False, 4, micro_batches=16, host=3 * 2**30)
+    cells = {column.header: list(column.cells) for column in table.columns}
+    rows = list(zip(cells["configuration"], cells["GPUs"], cells["host"], cells["sent"], strict=True))
+    assert ("fsdp2", "8", "3.0", f"{2 * 7 / 8 * 3:.1f}") in rows
+    assert ("fsdp2", "64", "3.0", f"{63 / 64 * 3:.1f}") in rows
+    assert ("zero3_offload", "8", "3.5", f"{2 * 7 / 8 * 3:.1f}") in rows
 
 
 def test_sizes_of_models():

@@ -87,6 +87,7 @@ class Inspected:
         self.train: Any = self.settings.get("TrainConfig")  # none where nothing trains
         self.config = load_config(self.model.model_name_or_path or "")
         self.estimate: MemoryEstimate | None = None
+        self.micro_batches = 0.0  # of an optimizer step in one process
 
     def memory(self, scalar: bool = False, frozen_copies: int = 0) -> Callable[[int, int], MemoryEstimate]:
         """Of the recipe's model, for the tokens of its largest packed row and the most scored positions in one."""
@@ -101,6 +102,7 @@ class Inspected:
                 trainable_parameters=count_adapters(self.config, self.model, scalar),
                 bf16=self.train.bf16,
                 gradient_checkpointing=self.train.gradient_checkpointing,
+                activation_offload=self.train.activation_offload,
                 scalar=scalar,
                 frozen_copies=0 if self.model.use_peft else frozen_copies,
             )
@@ -123,18 +125,32 @@ class Inspected:
         own = self.estimate.activations + self.estimate.head + self.estimate.frozen_copies
         counted = (part // self.parameter_bytes for part in (self.estimate.parameters, self.estimate.gradients))
         sizes = dataclasses.replace(model_sizes(self.config), **dict(zip(("parameters", "trainable"), counted)))
-        Console(width=120).print(spread_table(sizes, own, self.train.bf16, self.parameter_bytes))
+        table = spread_table(sizes, own, self.train.bf16, self.parameter_bytes, self.micro_batches, self.estimate.host)
+        Console(width=120).print(table)
 
-    def plan(self, batch_size: int) -> dict[str, Any]:
-        """The settings that say how rows become steps."""
-        return {
-            "max_length": self.recipe.max_length,
-            "batch_size": batch_size,
-            "max_tokens": self.train.max_tokens_per_micro_batch,
-            "epochs": self.recipe.epochs,
-            "max_steps": self.train.max_steps,
-            "samples": self.samples,
-        }
+    def show_rows(self, trees: Any, report: Any, memory: Callable[[int, int], MemoryEstimate], batch_size: int) -> None:
+        """batch_size: rows per step over all processes."""
+        from alignment.inspect_view import inspect_rows
+
+        plan = inspect_rows(
+            trees,
+            report,
+            self.tokenizer,
+            memory,
+            max_length=self.recipe.max_length,
+            batch_size=batch_size,
+            max_tokens=self.train.max_tokens_per_micro_batch,
+            epochs=self.recipe.epochs,
+            max_steps=self.train.max_steps,
+            samples=self.samples,
+        )
+        self.micro_batches += plan.micro_batches_per_step
+
+    def count_samples(self, prompts: Sequence[Prompt], prompts_per_step: float, group_size: int) -> None:
+        """What a step trains of its samples, when they are as long as they can be."""
+        prompt = sum(len(p.token_ids) for p in prompts) / len(prompts)
+        tokens = prompts_per_step * (prompt + group_size * self.recipe.max_tokens)
+        self.micro_batches += tokens / self.train.max_tokens_per_micro_batch
 
     def prompts(self) -> list[Prompt]:
         from recipes.rollouts import load_prompts
@@ -143,21 +159,20 @@ class Inspected:
 
 
 def show_sft(shown: Inspected) -> None:
-    from alignment.inspect_view import inspect_rows
     from recipes.sft import load_trees
 
     recipe = shown.recipe
-    trees, report = load_trees(recipe, shown.tokenizer, recipe.dataset, recipe.dataset_split)
+    found = load_trees(recipe, shown.tokenizer, recipe.dataset, recipe.dataset_split)
     whole = shown.memory()
 
     def own_part(tokens: int, scored: int) -> MemoryEstimate:  # scored positions may all be on one rank
         return whole(-(-tokens // recipe.sequence_parallel_size), scored)
 
-    inspect_rows(trees, report, shown.tokenizer, own_part, **shown.plan(recipe.batch_size))
+    shown.show_rows(*found, own_part, recipe.batch_size)
+    shown.micro_batches *= recipe.sequence_parallel_size  # every rank has a part of each
 
 
 def show_reward_model(shown: Inspected) -> None:
-    from alignment.inspect_view import inspect_rows
     from alignment.models.reward_scoring import end_token_in
     from recipes.reward_model import load_comparisons
 
@@ -165,21 +180,19 @@ def show_reward_model(shown: Inspected) -> None:
     recipe.end_token = end_token_in(shown.config, shown.tokenizer, recipe.end_token)
     print(f"The reward is read at {recipe.end_token!r}")
     found = load_comparisons(recipe, shown.tokenizer, recipe.dataset, recipe.dataset_split, shown.train.seed, print)
-    inspect_rows(*found, shown.tokenizer, shown.memory(scalar=True), **shown.plan(recipe.batch_size))
+    shown.show_rows(*found, shown.memory(scalar=True), recipe.batch_size)
 
 
 def show_dpo(shown: Inspected) -> None:
-    from alignment.inspect_view import inspect_rows
     from recipes.dpo import load_pairs
 
     recipe = shown.recipe
     found = load_pairs(recipe, shown.tokenizer, recipe.dataset, recipe.dataset_split, print)
-    memory = shown.memory(frozen_copies=int(recipe.reference == "on_the_fly"))
-    inspect_rows(*found, shown.tokenizer, memory, **shown.plan(recipe.batch_size))
+    shown.show_rows(*found, shown.memory(frozen_copies=int(recipe.reference == "on_the_fly")), recipe.batch_size)
 
 
 def show_online_dpo(shown: Inspected) -> None:
-    _show_sampling(shown, shown.settings["OnlineDpoConfig"], shown.memory(frozen_copies=1))
+    _show_sampling(shown, shown.settings["OnlineDpoConfig"], shown.memory(frozen_copies=1), trained=2)
 
 
 def show_ppo(shown: Inspected) -> None:
@@ -191,17 +204,18 @@ def show_ppo(shown: Inspected) -> None:
         return shown.estimate
 
     own_backbone = shown.settings["PpoRecipe"].value_model != "head"
-    _show_sampling(shown, ppo, both if own_backbone else policy, ppo.value_warmup_steps)
+    _show_sampling(shown, ppo, both if own_backbone else policy, ppo.group_size, ppo.value_warmup_steps)
 
 
 def show_grpo(shown: Inspected) -> None:
     grpo = shown.settings["GrpoConfig"]
-    _show_sampling(shown, grpo, shown.memory(frozen_copies=int(grpo.beta > 0)))
+    _show_sampling(shown, grpo, shown.memory(frozen_copies=int(grpo.beta > 0)), grpo.group_size)
 
 
 def _show_sampling(
-    shown: Inspected, settings: Any, memory: Callable[[int, int], MemoryEstimate], warm_up: int = 0
+    shown: Inspected, settings: Any, memory: Callable[[int, int], MemoryEstimate], trained: int, warm_up: int = 0
 ) -> None:
+    """trained: of a prompt's samples."""
     from alignment.inspect_view import inspect_episodes, inspect_prompts
 
     recipe, prompts = shown.recipe, shown.prompts()
@@ -210,6 +224,7 @@ def _show_sampling(
     rewards = [f"{spec.weight:g} x {spec.name}" for spec in recipe.specs()]
     tokens = shown.train.max_tokens_per_micro_batch  # full rows of completions: the most it can be
     per_step = settings.prompts_per_step, settings.group_size
+    shown.count_samples(prompts, settings.prompts_per_step / getattr(settings, "mini_batches", 1), trained)
     inspect_episodes(steps, *per_step, recipe.max_tokens, rewards, memory(tokens, tokens))
 
 
@@ -217,18 +232,19 @@ def show_distill(shown: Inspected) -> None:
     """The rows with the teacher's responses and the student's prompts, whichever there are."""
     from alignment.data.load import load_rows
     from alignment.data.sft_rows import encode_sft_rows
-    from alignment.inspect_view import inspect_episodes, inspect_prompts, inspect_rows
+    from alignment.inspect_view import inspect_episodes, inspect_prompts
     from recipes.distill import load_prompts
 
     recipe, distill = shown.recipe, shown.settings["DistillConfig"]
     if distill.rows_per_step:
         rows = load_rows(recipe.off_policy_dataset, recipe.off_policy_split or None, recipe.max_rows or None)
         found = encode_sft_rows(rows, shown.tokenizer, recipe.max_length, recipe.overflow)
-        inspect_rows(*found, shown.tokenizer, shown.memory(), **shown.plan(distill.rows_per_step))
+        shown.show_rows(*found, shown.memory(), distill.rows_per_step)
     if distill.prompts_per_step:
         prompts = load_prompts(recipe, distill, shown.tokenizer, None)
         inspect_prompts(prompts, shown.tokenizer, max_prompt_length=recipe.max_prompt_length, samples=shown.samples)
         steps = shown.train.max_steps or recipe.steps(prompts, distill.prompts_per_step)
+        shown.count_samples(prompts, distill.prompts_per_step, distill.group_size)
         inspect_episodes(steps, distill.prompts_per_step, distill.group_size, recipe.max_tokens)
 
 
