@@ -2,8 +2,11 @@
 
 import contextlib
 import json
+import sys
 import threading
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +19,7 @@ from alignment.errors import EngineLost, UserError
 from alignment.models import Policy
 from alignment.rollout import vllm_nccl
 from alignment.rollout.thinking import ThinkingTokens
+from alignment.rollout.vllm_local import LocalBackend
 from alignment.rollout.vllm_nccl import NcclUpdates, _AllServers
 from alignment.rollout.vllm_sample import Answer, make_samples
 from alignment.rollout.vllm_server import serve
@@ -127,6 +131,28 @@ def test_bad_input_is_refused():
         samples(Sampling(temperature=0.001))
     with pytest.raises(UserError, match="max_prompt_length"):
         samples(Sampling(), ids=range(512))
+
+
+# --- vLLM in this process ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_checkpoint_that_vllm_starts_from_is_gone_when_it_has_started(monkeypatch, tmp_path, fails):
+    found = []
+
+    class Llm:
+        llm_engine = SimpleNamespace(model_config=SimpleNamespace(max_model_len=128))
+
+        def __init__(self, model, **settings):
+            found.append({file.name for file in Path(model).iterdir()})
+            if fails:
+                raise RuntimeError("no room")
+
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=Llm))
+    with pytest.raises(RuntimeError, match="no room") if fails else contextlib.nullcontext():
+        assert LocalBackend(tiny_model(), TOKENIZER, tmp_path / "weights", 0.3, 4).info.longest == 128
+    assert {"model.safetensors", "tokenizer_config.json"} <= found[0]
+    assert not list(tmp_path.iterdir())
 
 
 # --- answers and servers ----------------------------------------------------------------------------------------------

@@ -5,8 +5,10 @@ Every rank has a vLLM of its own, which is started from the policy's weights and
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from alignment.distributed import rank, together
+from alignment.distributed import barrier, rank, together
 from alignment.errors import EngineLost, UserError
 from alignment.models import Policy
 from alignment.rollout import vllm_server
@@ -54,25 +56,21 @@ class LocalBackend:
                 "vllm_servers (docs/vllm.md)"
             ) from error
         self.folder = WeightFolder(folder, adapters=False)
-        start = folder.with_name(f"{folder.name}-start")
-        if rank() == 0:
-            model.save_pretrained(str(start))
-            tokenizer.save_pretrained(str(start))
-        together(lambda: None)
         dtype = str(model.dtype).removeprefix("torch.")
         room: dict[str, Any] = {"gpu_memory_utilization": memory}
         if not torch.cuda.is_available():
             room = {"kv_cache_memory_bytes": int(memory * 2**30), "enforce_eager": True}
-        self.llm = LLM(
-            str(start),
-            dtype=dtype,
-            logprobs_mode="processed_logprobs",
-            max_logprobs=MOST_LOGPROBS,
-            generation_config="vllm",
-            worker_extension_cls=f"{vllm_server.__name__}.alignment_vllm_worker.{WeightUpdates.__name__}",
-            max_num_seqs=rows,
-            **room,
-        )
+        with _first_weights(model, tokenizer, folder.with_name(f"{folder.name}-start")) as start:
+            self.llm = LLM(
+                start,
+                dtype=dtype,
+                logprobs_mode="processed_logprobs",
+                max_logprobs=MOST_LOGPROBS,
+                generation_config="vllm",
+                worker_extension_cls=f"{vllm_server.__name__}.alignment_vllm_worker.{WeightUpdates.__name__}",
+                max_num_seqs=rows,
+                **room,
+            )
         self.info = VllmInfo(self.llm.llm_engine.model_config.max_model_len, MOST_LOGPROBS, dtype)
         self.version = ""
 
@@ -110,6 +108,23 @@ class LocalBackend:
 
         inputs = [{"prompt_token_ids": ids} for ids in prompts]
         return self.llm.generate(inputs, [SamplingParams(**p) for p in params], use_tqdm=False)
+
+
+@contextlib.contextmanager
+def _first_weights(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Iterator[str]:
+    """A checkpoint that vLLM starts from. It is gone when every rank's has started or could not."""
+    try:
+        if rank() == 0:
+            model.save_pretrained(str(folder))
+            tokenizer.save_pretrained(str(folder))
+        barrier()
+        try:
+            yield str(folder)
+        finally:
+            barrier()
+    finally:
+        if rank() == 0:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _answer(output: Any) -> Answer:
