@@ -229,6 +229,21 @@ def test_a_copy_of_a_policy_with_adapters_has_its_own(base):
     assert names and all("lora_" in name or "score" in name for name in names)
     with pytest.raises(UserError, match="does not go with LoRA"):
         scalar_from_policy(policy, shared=True)
+    policy.base.is_quantized = True
+    with pytest.raises(UserError, match="quantised policy has no copy that can be trained; name a model"):
+        scalar_from_policy(policy, shared=False)
+
+
+def test_adapters_of_a_reward_model_whose_tokenizer_grew_are_read_back(tmp_path, base):
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["<new>"])
+    model = load(base, **LORA)
+    model.model.resize_token_embeddings(len(tokenizer))
+    model.model.save_pretrained(tmp_path / "saved")
+    tokenizer.save_pretrained(tmp_path / "saved")
+    again = load(tmp_path / "saved")
+    assert again.base.get_input_embeddings().num_embeddings == len(tokenizer)
+    assert rewards(again) == pytest.approx(rewards(model), abs=1e-6)
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------------

@@ -65,6 +65,27 @@ def test_adapters_are_saved_alone_load_as_trainable_ones_and_merge_into_a_plain_
     assert align(["merge", str(base), "--output", str(tmp_path / "other")]) == 2
 
 
+@pytest.mark.parametrize("tied", [False, True])
+def test_adapters_whose_tokenizer_grew_are_loaded_and_merged(tmp_path, tied):
+    """As when a base without a chat template gets ChatML's tokens, and has no spare rows for them."""
+    tiny_model("qwen3", tie_word_embeddings=tied).save_pretrained(tmp_path / "base")
+    tokenizer = tiny_tokenizer()
+    tokenizer.save_pretrained(tmp_path / "base")
+    policy = adapted(tmp_path / "base")
+    tokenizer.add_tokens(["<new>"])
+    policy.model.resize_token_embeddings(len(tokenizer))
+    tokenizer.save_pretrained(tmp_path / "saved")
+    policy.model.save_pretrained(tmp_path / "saved")
+
+    again, found = load_policy(ModelConfig(model_name_or_path=str(tmp_path / "saved"), dtype="float32"))
+    assert len(found) == len(tokenizer)
+    assert logits(again.model).shape[-1] == len(tokenizer)
+    assert torch.equal(logits(again.model), logits(policy.model))
+    assert align(["merge", str(tmp_path / "saved"), "--output", str(tmp_path / "merged")]) == 0
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert torch.allclose(logits(merged), logits(policy.model), atol=1e-5)
+
+
 def test_new_adapters_on_a_folder_of_adapters_are_refused(base, tmp_path):
     train(str(tmp_path / "run"), 1, policy=adapted(base))
     with pytest.raises(UserError, match=r"holds adapters already.*align merge"):

@@ -114,7 +114,18 @@ def _load_adapter(config: ModelConfig, rope: RopeConfig | None) -> PeftModel:
         raise UserError(f"model_name_or_path: the adapters in {path} name no base_model_name_or_path")
     model = cast(PreTrainedModel, load_model(base, rope))
     with explained(unread):
+        grow_embeddings(model, path)
         return PeftModel.from_pretrained(model, path, is_trainable=True)
+
+
+def grow_embeddings(base: PreTrainedModel, adapters: str) -> None:
+    """As many rows as the embeddings that were saved with the adapters: tokens may have come to the base's."""
+    embeddings = cast(nn.Embedding, base.get_input_embeddings())
+    name = next(name for name, module in base.named_modules() if module is embeddings)
+    saved = load_peft_weights(adapters, device="cpu")
+    rows = [len(saved[key]) for key in saved if key.endswith((f"{name}.weight", f"{name}.base_layer.weight"))]
+    if rows and rows[0] > embeddings.num_embeddings:
+        base.resize_token_embeddings(rows[0], mean_resizing=False)
 
 
 def load_policy(config: ModelConfig, rope: RopeConfig | None = None) -> tuple[Policy, PreTrainedTokenizerBase]:

@@ -18,7 +18,7 @@ from transformers.utils import logging
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from alignment.errors import UserError, explained
-from alignment.models.load import dtype_of, fit_embeddings, load_config, load_tokenizer
+from alignment.models.load import dtype_of, fit_embeddings, grow_embeddings, load_config, load_tokenizer
 from alignment.models.policy import Policy
 from alignment.models.scalar import ScalarModel
 from alignment.models.two_layer import TwoLayerRewardModel
@@ -128,7 +128,7 @@ def scalar_from_policy(
 def _copy_of(policy: Policy) -> PreTrainedModel:
     if getattr(policy.base, "is_quantized", False):
         raise UserError(
-            "value_model: a quantised policy has no copy that can be trained; take `value_model: head`, or name a model"
+            "value_model: a quantised policy has no copy that can be trained; name a model, such as its base"
         )
     model = copy.deepcopy(policy.model)
     merged = model.merge_and_unload() if isinstance(model, PeftModel) else model  # type: ignore[operator]
@@ -161,6 +161,7 @@ def _load_adapters(config: ModelConfig, seed: int) -> PreTrainedModel:
     two_layers = any(".score.2." in name for name in names)
     model = load_scalar_model(base, 2 if two_layers else 1, seed)
     with explained(unread):
+        grow_embeddings(model, path)
         return PeftModel.from_pretrained(model, path).merge_and_unload()
 
 
