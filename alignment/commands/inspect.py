@@ -162,13 +162,13 @@ def show_sft(shown: Inspected) -> None:
     from recipes.sft import load_trees
 
     recipe = shown.recipe
-    found = load_trees(recipe, shown.tokenizer, recipe.dataset, recipe.dataset_split)
+    trees, report = load_trees(recipe, shown.tokenizer, recipe.dataset, recipe.dataset_split)
     whole = shown.memory()
 
     def own_part(tokens: int, scored: int) -> MemoryEstimate:  # scored positions may all be on one rank
         return whole(-(-tokens // recipe.sequence_parallel_size), scored)
 
-    shown.show_rows(*found, own_part, recipe.batch_size)
+    shown.show_rows(trees, report, own_part, recipe.batch_size)
     shown.micro_batches *= recipe.sequence_parallel_size  # every rank has a part of each
 
 
