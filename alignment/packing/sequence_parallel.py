@@ -123,12 +123,12 @@ class _Exchange(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, values: torch.Tensor, sent: Sequence[int], received: Sequence[int], group: SequenceGroup):
-        ctx.back, ctx.group, ctx.shape = (received, sent), group, values.shape
+        ctx.sent, ctx.received, ctx.group, ctx.shape = sent, received, group, values.shape
         return _all_to_all(values, sent, received, group)
 
     @staticmethod
     def backward(ctx, *gradients: torch.Tensor):
-        return _all_to_all(gradients[0], *ctx.back, ctx.group).view(ctx.shape), None, None, None
+        return _all_to_all(gradients[0], ctx.received, ctx.sent, ctx.group).view(ctx.shape), None, None, None
 
 
 def _all_to_all(values: torch.Tensor, sent: Sequence[int], received: Sequence[int], group: SequenceGroup):
