@@ -1,9 +1,9 @@
 """Every method under every configuration against one process: the first table of docs/scale.md.
 
-python -m benchmarks.scale [--output runs/scale] [--steps 12] [--methods sft,dpo,…] [--configurations ddp,…]
+python -m benchmarks.scale [--output runs/scale] [--steps 12] [--methods sft,dpo,…] [--configurations ddp,…] [--ranks 2]
 
 Two processes on this machine, tiny models, 12 steps. Prints the table as Markdown and keeps it in
-benchmarks/results/scale.json: the largest difference of loss and gradient norm (relative to max(1, |value|)) and of the
+benchmarks/results/scale.json (scale_4.json for four ranks): the largest difference of loss and gradient norm (relative to max(1, |value|)) and of the
 saved weights, and what rank 0 holds.
 """
 
@@ -26,7 +26,7 @@ METHODS = "sft,sft_moe,reward_model,dpo,ppo,grpo,distill"
 CONFIGURATIONS = "ddp,zero1,zero2,fsdp2,zero3,zero3_offload"
 WIDTH = 64
 """Of the tiny models."""
-RESULTS = Path(__file__).parent / "results" / "scale.json"
+RESULTS = Path(__file__).parent / "results"
 
 
 def start(output: Path, configurations: str, methods: str, steps: int, ranks: int) -> None:
@@ -50,7 +50,7 @@ def weight_difference(one: Path, other: Path) -> float:
     return worst
 
 
-def row(output: Path, method: str, configuration: str) -> dict[str, float | str]:
+def row(output: Path, method: str, configuration: str, ranks: int) -> dict[str, float | str]:
     single, folder = output / method / "single", output / method / configuration
     held = json.loads((folder / "shares.json").read_text())
     sizes = ModelSizes(held["all_parameters"], held["all_updated"], 0, 0, WIDTH)
@@ -62,7 +62,7 @@ def row(output: Path, method: str, configuration: str) -> dict[str, float | str]
         "parameters": held["parameters"] / held["all_parameters"],
         "optimizer": held["updated"] / held["all_updated"],
         "bytes": held["bytes"],
-        "formula": spread(sizes, configuration, 2).between_steps,  # type: ignore[arg-type]
+        "formula": spread(sizes, configuration, ranks).between_steps,  # type: ignore[arg-type]
     }
 
 
@@ -81,13 +81,17 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--methods", default=METHODS)
     parser.add_argument("--configurations", default=CONFIGURATIONS)
+    parser.add_argument("--ranks", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(1)
     start(options.output, "single", options.methods, options.steps, 1)
-    start(options.output, options.configurations, options.methods, options.steps, 2)
+    start(options.output, options.configurations, options.methods, options.steps, options.ranks)
     methods, configurations = options.methods.split(","), options.configurations.split(",")
-    rows = [row(options.output, method, configuration) for method in methods for configuration in configurations]
-    RESULTS.write_text(json.dumps({"steps": options.steps, "ranks": 2, "rows": rows}, indent=1) + "\n")
+    rows = [row(options.output, m, c, options.ranks) for m in methods for c in configurations]
+    name = "scale.json" if options.ranks == 2 else f"scale_{options.ranks}.json"
+    (RESULTS / name).write_text(
+        json.dumps({"steps": options.steps, "ranks": options.ranks, "rows": rows}, indent=1) + "\n"
+    )
     print(table(rows))
 
 
