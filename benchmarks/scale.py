@@ -3,8 +3,8 @@
 python -m benchmarks.scale [--output runs/scale] [--steps 12] [--methods sft,dpo,…] [--configurations ddp,…] [--ranks 2]
 
 Two processes on this machine, tiny models, 12 steps. Prints the table as Markdown and keeps it in
-benchmarks/results/scale.json (scale_4.json for four ranks): the largest difference of loss and gradient norm (relative to max(1, |value|)) and of the
-saved weights, and what rank 0 holds.
+benchmarks/results/scale.json (scale_4.json for four ranks): the largest difference of loss and gradient norm (relative
+to max(1, |value|)) and of the saved weights, and what rank 0 holds.
 """
 
 from __future__ import annotations
