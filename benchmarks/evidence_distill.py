@@ -4,7 +4,7 @@
 
 The student is the teacher without one of its four layers, after a short SFT on demonstrations. Every arm goes on from
 there; held-out pass rates are taken on the way, with the compute spent so far. GRPO has the quickstart's settings, four
-times the samples per update and three times the updates of the distillations. Seeds differ in the order of rows and
+times the samples per update and half as many updates again as the distillations. Seeds differ in the order of rows and
 prompts, and in the samples. Seeds that are done are not done again.
 """
 
@@ -26,9 +26,9 @@ SEQUENCES, GRPO_SEQUENCES, GROUP = 64, 256, 8
 PROBLEMS, SAMPLES, MAX_TOKENS, SFT_STEPS = 300, 2, 96, 60
 ARMS: dict[str, list[tuple[str, int]]] = {
     "GRPO": [("GRPO", 60)],
-    "on-policy": [("on-policy", 20)],
-    "off-policy": [("off-policy", 20)],
-    "off-policy, then on-policy": [("off-policy", 10), ("on-policy", 10)],
+    "on-policy": [("on-policy", 40)],
+    "off-policy": [("off-policy", 40)],
+    "off-policy, then on-policy": [("off-policy", 20), ("on-policy", 20)],
 }
 """The parts of each and their updates, of SEQUENCES sequences; GRPO's of GRPO_SEQUENCES."""
 LEARNING_RATES = {"GRPO": 2e-4, "on-policy": 3e-4, "off-policy": 1e-3}
