@@ -251,6 +251,11 @@ def test_gold_answers_can_be_audited_too(tmp_path):
     assert found["domains"]["all"]["estimate"]["value"] == 1.0 and found["disagreements"] == 0
 
 
+def test_gold_answers_of_prompts_that_open_the_thinking_are_answers(tmp_path):
+    path = write(tmp_path / "a.jsonl", [{"answer": "42", "think_opened": True}])
+    figures(tmp_path, path, "--verifier", "math", "--gold", "answer", code=0)  # 1 when one fails
+
+
 # --- the page ---------------------------------------------------------------------------------------------------------
 
 

@@ -58,8 +58,8 @@ def read_items(
     """One item per response; a cell may hold a text, a list of messages, or a list of either.
 
     column: None means the first of RESPONSE_COLUMNS that row 1 has. gold: the verifier whose gold answers the column
-    holds, empty for responses. problem: the column whose equal cells are one
-    problem; None makes every row one. Raises UserError naming the row and the column.
+    holds, empty for responses. problem: the column whose equal cells are one problem; None makes every row one. Raises
+    UserError naming the row and the column.
     """
     from verifiers import gold_response
 
@@ -76,6 +76,8 @@ def read_items(
         # Two rows with one question may have two gold answers; under --gold each row stands for itself.
         key = number if gold else key
         where = f"{source}, row {number}, column {column!r}"
+        if gold:  # an answer is a whole response: it does not begin inside a thinking block that the prompt opened
+            row = {name: cell for name, cell in row.items() if name != "think_opened"}
         texts = [gold_response(gold, row[column], row)] if gold else _texts(row[column], where)
         items.extend(Item(number, sample, row, text, key) for sample, text in enumerate(texts))
     if not items:
