@@ -19,11 +19,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from peft import PeftModel
 from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase
 
 from alignment.distributed import barrier, rank
 from alignment.errors import UserError, shorten
+from alignment.models.scalar import write_end_token
+from alignment.models.trunk import base_of
 
 PREFIX = "step-"
 MANIFEST = "manifest.json"
@@ -86,6 +89,8 @@ def write_model(path: Path, model: Any, tokenizer: PreTrainedTokenizerBase) -> N
     try:
         shutil.rmtree(aside, ignore_errors=True)
         model.save_pretrained(str(aside))
+        if isinstance(model, PeftModel):
+            write_end_token(base_of(model).config, aside)
         tokenizer.save_pretrained(aside)
         shutil.rmtree(path, ignore_errors=True)
         aside.rename(path)

@@ -23,7 +23,8 @@ from alignment.data.response_groups import groups_from_responses, is_response_re
 from alignment.errors import UserError, about
 from alignment.models.load import switch_dropout_off
 from alignment.models.load_scalar import load_scalar
-from alignment.models.reward_scoring import END_TOKEN_KEY, end_token_of
+from alignment.models.reward_scoring import end_token_of
+from alignment.models.scalar import END_TOKEN_KEY
 from alignment.trainer import Evaluation, Trainer, make_accelerator
 from alignment.types import Tree
 from recipes.common import run, write_settings

@@ -12,15 +12,18 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 from trl import ModelConfig, RewardConfig, RewardTrainer
 
 from alignment.algorithms.reward_model import heldout_rewards
+from alignment.cli import main as align
 from alignment.data.preference_rows import encode_preference_rows
 from alignment.errors import UserError
 from alignment.models import Policy, ScalarModel
 from alignment.models.load_scalar import has_head, load_scalar, scalar_from_policy
+from alignment.models.reward_scoring import end_token_of
+from alignment.models.scalar import END_TOKEN_KEY
 from alignment.packing import pack
 from tests import training_reward
 from tests.parity import trl_settings
 from tests.tiny import tiny_config, tiny_model, tiny_tokenizer
-from tests.training import weights_hash
+from tests.training import train, weights_hash
 from tests.training_reward import fresh_model, train_reward_model
 
 ARCHITECTURES = ["qwen2", "qwen3", "llama", "qwen2_moe", "qwen3_moe"]
@@ -206,8 +209,31 @@ def test_adapters_are_trained_and_saved_with_the_head_and_read_back_merged(tmp_p
     assert rewards(model) != pytest.approx(before, abs=1e-3)
     assert (tmp_path / "run" / "model" / "adapter_config.json").is_file()
     assert rewards(load(tmp_path / "run" / "model")) == pytest.approx(rewards(model), abs=1e-5)
-    again = load(tmp_path / "run" / "model", lora_dropout=0.0, **LORA)  # a second stage on the merged first one
-    assert rewards(again) == pytest.approx(rewards(model), abs=1e-5)
+
+
+def test_what_a_second_stage_saves_holds_the_first_ones_adapters(tmp_path, base):
+    first = train_reward_model(str(tmp_path / "first"), 3, model=load(base, **LORA))
+    folder = tmp_path / "first" / "model"
+    with pytest.raises(UserError, match=r"use_peft: .* holds adapters already.*align merge"):
+        load(folder, **LORA)  # new adapters would be saved with the name of the base alone
+    assert rewards(load(folder)) == pytest.approx(rewards(first), abs=1e-5)
+    second = train_reward_model(str(tmp_path / "second"), 3, model=load(folder))
+    assert rewards(load(tmp_path / "second" / "model")) == pytest.approx(rewards(second), abs=1e-5)
+    assert align(["merge", str(folder), "--output", str(tmp_path / "merged")]) == 0
+    third = train_reward_model(str(tmp_path / "third"), 3, model=load(tmp_path / "merged", **LORA))
+    assert rewards(load(tmp_path / "third" / "model")) == pytest.approx(rewards(third), abs=1e-5)
+
+
+def test_adapters_keep_the_token_at_which_the_reward_is_read(tmp_path, base):
+    model = load(base, **LORA)
+    setattr(model.base.config, END_TOKEN_KEY, "\n")
+    train_reward_model(str(tmp_path / "run"), 1, model=model)
+    folder = tmp_path / "run" / "model"
+    assert end_token_of(load(folder), tiny_tokenizer()) == "\n"
+    theirs = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1)
+    assert logits(theirs) == pytest.approx(rewards(model), abs=1e-5)
+    assert align(["merge", str(folder), "--output", str(tmp_path / "merged")]) == 0
+    assert end_token_of(load(tmp_path / "merged"), tiny_tokenizer()) == "\n"
 
 
 def test_a_run_with_adapters_resumes_bit_for_bit(tmp_path, base):
@@ -244,6 +270,16 @@ def test_adapters_of_a_reward_model_whose_tokenizer_grew_are_read_back(tmp_path,
     again = load(tmp_path / "saved")
     assert again.base.get_input_embeddings().num_embeddings == len(tokenizer)
     assert rewards(again) == pytest.approx(rewards(model), abs=1e-6)
+
+
+def test_trained_adapters_of_a_policy_are_merged_before_its_copy_is_made(tmp_path, base):
+    """The copy would be saved as new adapters on the base, without those of the policy."""
+    from alignment.models.load import load_policy
+
+    train(str(tmp_path / "run"), 2, policy=load_policy(ModelConfig(model_name_or_path=base, **LORA))[0])
+    policy, _ = load_policy(ModelConfig(model_name_or_path=str(tmp_path / "run" / "model")))
+    with pytest.raises(UserError, match=r"value_model: the policy's adapters have been trained.*align merge"):
+        scalar_from_policy(policy, shared=False)
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------------

@@ -9,7 +9,8 @@ import torch
 
 from alignment.algorithms.reward_model import tree_rewards
 from alignment.data.preference_rows import encode_preference_rows
-from alignment.models.reward_scoring import END_TOKEN_KEY, RewardScorer
+from alignment.models.reward_scoring import RewardScorer
+from alignment.models.scalar import END_TOKEN_KEY
 from alignment.models.score import add_scalars
 from alignment.types import Prompt
 from rewards import RewardRunner, get_reward

@@ -18,9 +18,9 @@ from transformers.utils import logging
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from alignment.errors import UserError, explained
-from alignment.models.load import dtype_of, fit_embeddings, grow_embeddings, load_config, load_tokenizer
+from alignment.models.load import dtype_of, fit_embeddings, grow_embeddings, is_adapter, load_config, load_tokenizer
 from alignment.models.policy import Policy
-from alignment.models.scalar import ScalarModel
+from alignment.models.scalar import ScalarModel, read_end_token
 from alignment.models.two_layer import TwoLayerRewardModel
 
 At = Literal["token", "state"]
@@ -34,12 +34,18 @@ def load_scalar(
     A sequence-classification checkpoint brings its head, and so does a folder of adapters of one, which are merged; a
     causal language model gets a fresh one of `head_layers` (1 or 2) linear layers, small and drawn from `seed`. LoRA as
     in load_policy, with the head trained and saved beside the adapters.
-    Raises UserError for a missing checkpoint, more labels than one, and weights that are missing or do not fit.
+    Raises UserError for a missing checkpoint, more labels than one, weights that are missing or do not fit, and new
+    adapters on a folder of adapters, with which the merged ones could not be saved.
     """
     if not config.model_name_or_path:
         raise UserError("model_name_or_path is missing: a hub name or a folder with a transformers checkpoint")
     if head_layers not in (1, 2):
         raise UserError(f"head_layers: {head_layers} is not valid, it has to be 1 or 2")
+    if config.use_peft and is_adapter(config.model_name_or_path):
+        raise UserError(
+            f"use_peft: {config.model_name_or_path} holds adapters already. Merge them first: align merge "
+            f"{config.model_name_or_path} --output FOLDER; or leave out use_peft to train all weights"
+        )
     tokenizer = load_tokenizer(config.model_name_or_path)
     model = load_scalar_model(config, head_layers, seed)
     fit_embeddings(model, tokenizer)
@@ -51,8 +57,10 @@ def load_scalar_model(config: ModelConfig, head_layers: int, seed: int) -> PreTr
     """The transformers model alone; see load_scalar."""
     path = config.model_name_or_path
     assert path is not None
-    if (Path(path) / "adapter_config.json").is_file():
-        return _load_adapters(config, seed)
+    if is_adapter(path):
+        merged = _load_adapters(config, seed).requires_grad_(True)
+        read_end_token(merged.config, Path(path))
+        return merged
     own = load_config(path)
     kind = _head_of(own)
     if kind == "two layers" or (kind == "none" and head_layers == 2):
@@ -77,7 +85,7 @@ def load_scalar_model(config: ModelConfig, head_layers: int, seed: int) -> PreTr
 
 def has_head(name_or_path: str) -> bool:
     """Whether a checkpoint brings a head of its own. Raises UserError when there is no checkpoint."""
-    return (Path(name_or_path) / "adapter_config.json").is_file() or _head_of(load_config(name_or_path)) != "none"
+    return is_adapter(name_or_path) or _head_of(load_config(name_or_path)) != "none"
 
 
 def init_head(model: nn.Module, seed: int) -> None:
@@ -102,14 +110,19 @@ def scalar_from_policy(
 ) -> ScalarModel:
     """A scalar model with a fresh head on a policy's backbone: the policy's own modules when `shared`, else a copy.
 
-    A copy of a policy with LoRA adapters has them merged and gets new ones of the same shape. Raises UserError for
-    adapters on a shared backbone, which could be saved with neither model.
+    A copy of a policy with fresh LoRA adapters gets new ones of the same shape. Raises UserError for adapters on a
+    shared backbone, which could be saved with neither model, and for trained ones, which the copy's could not hold.
     """
     adapters = next(iter(policy.model.peft_config.values())) if isinstance(policy.model, PeftModel) else None
     if shared and adapters is not None:
         raise UserError(
             "a value head on the policy's backbone does not go with LoRA: give the value model a backbone of its own, "
             "or train without use_peft"
+        )
+    if adapters is not None and _are_trained(policy.model):
+        raise UserError(
+            "value_model: the policy's adapters have been trained, and a value model would be saved without them: "
+            "merge them first (align merge ADAPTERS --output FOLDER)"
         )
     source = policy.base if shared else _copy_of(policy)
     config = type(source.config).from_dict(source.config.to_dict())  # without the state of the running model
@@ -123,6 +136,11 @@ def scalar_from_policy(
     cast(nn.Module, model.score).to_empty(device=source.device).to(source.dtype)
     init_head(model, seed)
     return ScalarModel(_with_adapters(model, copy.deepcopy(adapters)), at)
+
+
+def _are_trained(model: nn.Module) -> bool:
+    """Whether LoRA adapters change the model: one factor of each is zero when it is made."""
+    return any(bool(p.any()) for n, p in model.named_parameters() if ".lora_B." in n or ".lora_embedding_A." in n)
 
 
 def _copy_of(policy: Policy) -> PreTrainedModel:

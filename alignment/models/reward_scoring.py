@@ -16,12 +16,10 @@ from alignment.chat.template import stop_token_ids
 from alignment.data.branches import Branch, BranchEncoder, Turns, shared_tree
 from alignment.errors import UserError
 from alignment.models.load_scalar import has_head, load_scalar
-from alignment.models.scalar import ScalarModel
+from alignment.models.scalar import END_TOKEN_KEY, ScalarModel
 from alignment.models.score import add_scalars
 from alignment.types import Tree
 
-END_TOKEN_KEY = "reward_end_token"
-"""In the model's config.json: the token at which the reward is read."""
 _COLUMN = "reward"
 
 

@@ -5,17 +5,36 @@ They are transformers sequence-classification models with one label, so that oth
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Literal, cast
 
 import torch
 from peft import PeftModel
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from alignment.models.router import router_balance
 from alignment.models.trunk import base_of, packed_hidden_states
 from alignment.packing import use_tree_attention
 from alignment.types import PackedBatch
+
+END_TOKEN_KEY = "reward_end_token"
+"""In the model's config.json: the token at which the reward is read."""
+ADAPTERS_FILE = "reward_config.json"
+"""The same beside adapters, where a config.json would make transformers look for whole weights."""
+
+
+def write_end_token(config: PreTrainedConfig, adapters: Path) -> None:
+    """Into the folder of the adapters, if the model's configuration names it."""
+    if hasattr(config, END_TOKEN_KEY):
+        (adapters / ADAPTERS_FILE).write_text(json.dumps({END_TOKEN_KEY: getattr(config, END_TOKEN_KEY)}))
+
+
+def read_end_token(config: PreTrainedConfig, adapters: Path) -> None:
+    """From the folder of the adapters, if it is there, into the model's configuration."""
+    if (adapters / ADAPTERS_FILE).is_file():
+        setattr(config, END_TOKEN_KEY, json.loads((adapters / ADAPTERS_FILE).read_text())[END_TOKEN_KEY])
 
 
 class ScalarModel(nn.Module):
