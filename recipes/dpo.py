@@ -94,7 +94,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with accelerator.autocast():
         if recipe.reference == "precompute":
             path = Path(recipe.reference_file or Path(train.output_dir) / "reference_logprobs.jsonl")
-            start = fingerprint(weights_fingerprint(policy, adapters=False), train.bf16)
+            # new adapters are off in the reference, those of model_name_or_path are part of it
+            start = fingerprint(weights_fingerprint(policy, adapters=not model.use_peft), train.bf16)
             precompute([*trees, *heldout], reference, path, start, accelerator.print)
         else:
             reference(heldout[rank() :: world_size()])

@@ -5,12 +5,16 @@ import json
 import math
 
 import pytest
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from alignment.data.load import load_rows
+from alignment.errors import UserError
 from alignment.metrics import read_json_lines, read_metrics
+from recipes import dpo
 from tests.test_recipes import ROOT, data, recipe  # noqa: F401  data is a fixture
 from tests.tiny import tiny_model, tiny_tokenizer
+from tests.tiny_recipes import arguments, settings, write_material
 
 SMALL = ["--bf16", "false", "--gradient_checkpointing", "false", "--max_steps", 2, "--warmup_steps", 0]
 
@@ -87,6 +91,26 @@ def test_a_reference_file_of_another_model_is_refused(data, pairs, tmp_path):  #
     assert told.stderr.strip().startswith("error: ")
     assert "was made with another reference" in told.stderr
     assert "Traceback" not in told.stderr
+
+
+def test_adapters_that_the_reference_has_count_in_its_file_and_new_ones_do_not(tmp_path):
+    material = write_material(tmp_path / "material")
+    tiny_tokenizer().save_pretrained(material / "adapter")
+    file = tmp_path / "reference.jsonl"
+
+    def run(output, model, *more):
+        given = settings("dpo", material, tmp_path / output) | {"max_steps": 1, "reference_file": str(file)}
+        dpo.main([*arguments(given | {"model_name_or_path": str(material / model)}), *more])
+
+    run("adapters", "adapter")
+    weights = load_file(material / "adapter" / "adapter_model.safetensors")
+    trained = {name: weight + 0.1 for name, weight in weights.items()}
+    save_file(trained, material / "adapter" / "adapter_model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match="was made with another reference"):
+        run("others", "adapter")
+    file.unlink()
+    run("new", "model", "--use_peft", "--lora_target_modules", "all-linear")
+    run("more", "model", "--use_peft", "--lora_target_modules", "all-linear", "--seed", "5")
 
 
 @pytest.mark.slow
