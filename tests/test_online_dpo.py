@@ -50,6 +50,15 @@ def test_ties_and_unscored_groups_are_no_pairs():
     assert chosen_of(None, None) == "unscored"
 
 
+def test_the_same_tokens_with_different_rewards_are_no_pair():
+    """A judge that answers differently when asked twice says nothing about them."""
+    group = samples(0.0, 0.5, 1.0)
+    group[2].token_ids = list(group[0].token_ids)
+    assert best_and_worst(group) == "ties"
+    group[1].reward = 2.0
+    assert best_and_worst(group) == (group[1], group[0])
+
+
 def test_tokens_that_carry_no_loss_are_in_no_score():
     """Tool outputs within a sample, and samples that consist of nothing else."""
     best, worst = samples(1.0, 0.0)

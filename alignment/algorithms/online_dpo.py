@@ -106,12 +106,12 @@ class OnlineDpo:
 def best_and_worst(rollouts: Sequence[Rollout]) -> tuple[Rollout, Rollout] | str:
     """The scored samples of highest and of lowest reward, the first of equal ones; or why there is no pair:
     "unscored" (fewer than two have a reward and tokens that carry loss) or "ties" (all rewards are equal, but for
-    rounding)."""
+    rounding, or both samples have the same tokens)."""
     scored = [(r.reward, r) for r in rollouts if r.reward is not None and loss_mask(r).any()]
     if len(scored) < 2:
         return "unscored"
     best, worst = max(scored, key=lambda x: x[0]), min(scored, key=lambda x: x[0])
-    if best[0] - worst[0] <= TINY * max(abs(best[0]), abs(worst[0])):
+    if best[0] - worst[0] <= TINY * max(abs(best[0]), abs(worst[0])) or best[1].token_ids == worst[1].token_ids:
         return "ties"
     return best[1], worst[1]
 
