@@ -72,6 +72,9 @@ def test_scores_that_are_there_already_are_taken():
         {"question": "Why?", "answers": [{"text": "a", "pm_score": 2, "selected": True}, {"text": "b", "pm_score": 2}]}
     ]
     assert pairs_from_votes(rows, 9, 0)[1].ties == 1
+    both = [{"text": "a", "pm_score": 6, "upvotes": 40}, {"text": "b", "pm_score": 5, "upvotes": 40, "accepted": True}]
+    pairs, counts = pairs_from_votes([{"question": "Why?", "answers": both}], 9, 0)
+    assert (texts(pairs), counts.ties) == ([("a", "b")], 0)
 
 
 @pytest.mark.parametrize(

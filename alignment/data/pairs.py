@@ -56,8 +56,8 @@ def pairs_from_votes(
     """Rows with `prompt`, `chosen` and `rejected` as messages; at most `max_pairs` per question, drawn at random.
 
     rows: `question` (text, or `prompt`: text or messages) and `answers`, each with `text` and either `upvotes` (and
-    `accepted`) or `pm_score`, a score made by the same rule. A question's pairs depend on its place, the seed and
-    nothing else. Raises UserError for malformed rows, with their number (from 1).
+    `accepted`) or `pm_score`, a score made by the same rule, which is taken as it is. A question's pairs depend on its
+    place, the seed and nothing else. Raises UserError for malformed rows, with their number (from 1).
     """
     if max_pairs < 1:
         raise UserError(f"pairs_per_question: {max_pairs} is not valid, it has to be 1 or more")
@@ -115,7 +115,9 @@ def _answer(number: int, answer: Any) -> tuple[str, int]:
     if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value):
         raise UserError(f"the votes of answer {number} must be a whole number, got {value!r}")
     text = _first(answer, TEXT)
-    return text, int(value) if upvotes is None else vote_score(int(value), bool(_first(answer, ACCEPTED)))
+    if score is not None:
+        return text, int(value)
+    return text, vote_score(int(value), bool(_first(answer, ACCEPTED)))
 
 
 def _first(answer: Mapping[str, Any], names: Sequence[str]) -> Any:
