@@ -6,10 +6,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers import AutoTokenizer
+from trl import ModelConfig
 
 from alignment.algorithms.reward_model import tree_rewards
 from alignment.data.preference_rows import encode_preference_rows
-from alignment.models.reward_scoring import RewardScorer
+from alignment.errors import UserError
+from alignment.models.load_scalar import load_scalar
+from alignment.models.reward_scoring import RewardScorer, end_token_of
 from alignment.models.scalar import END_TOKEN_KEY
 from alignment.models.score import add_scalars
 from alignment.types import Prompt
@@ -53,10 +57,6 @@ def scores(path, rows, **parameters):
 @pytest.mark.parametrize("rows", [chat_rows(), text_rows()], ids=["messages", "texts"])
 def test_it_gives_the_number_of_the_trainers_evaluation(path, rows):
     trees, _ = encode_preference_rows(rows, tiny_tokenizer(), 512, end_token="<|im_end|>")
-    from trl import ModelConfig
-
-    from alignment.models.load_scalar import load_scalar
-
     model, _ = load_scalar(ModelConfig(model_name_or_path=path))
     expected = [reward for found in tree_rewards(model, trees, 16384) for reward in found.rewards]
     assert len(set(expected)) == len(expected) == 12
@@ -92,6 +92,21 @@ def test_a_groups_prompt_is_computed_once(path, monkeypatch):
     trees, report = encode_preference_rows([row], tiny_tokenizer(), 512, end_token="<|im_end|>")
     assert lengths == [trees[0].tokens]
     assert lengths[0] < 0.6 * report.separate_tokens
+
+
+def test_a_group_larger_than_a_row_is_scored_in_several():
+    row = text_rows()[0]
+    completions = [f"{answer} {i}" for i in range(4) for answer in ANSWERS]
+    whole = RewardScorer(fresh_model(), tiny_tokenizer())([row["prompt"]] * 12, completions).rewards
+    scorer = RewardScorer(fresh_model(), tiny_tokenizer(), max_tokens=60)
+    lengths = []
+
+    def note(module, arguments, named):
+        lengths.append(named["input_ids"].numel())
+
+    scorer.model.base.base_model.register_forward_pre_hook(note, with_kwargs=True)
+    assert scorer([row["prompt"]] * 12, completions).rewards == pytest.approx(whole, abs=1e-6)
+    assert len(lengths) > 2 and max(lengths) <= 60
 
 
 def test_what_cannot_be_scored_is_none_and_counted(path):
@@ -176,6 +191,24 @@ def test_the_end_token_of_the_checkpoint_counts_unless_another_is_asked_for(tmp_
     assert scores(path, chat_rows()) == pytest.approx(expected, abs=1e-6)
     other = scores(path, chat_rows(), end_token="<|im_end|>")
     assert max(abs(a - b) for a, b in zip(other, expected, strict=True)) > 1e-4
+
+
+def test_a_reward_model_without_a_chat_template_reads_texts_at_its_own_eos(tmp_path):
+    """No token is added to it: the embedding of a new one would be random."""
+    path = save(fresh_model().model, tmp_path / "reward")
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    tokenizer.chat_template, tokenizer.eos_token = None, "<|endoftext|>"
+    (tmp_path / "reward" / "chat_template.jinja").unlink(missing_ok=True)
+    tokenizer.save_pretrained(path)
+    trees, _ = encode_preference_rows(text_rows(), tiny_tokenizer(), 512, end_token="<|endoftext|>")
+    expected = [reward for found in tree_rewards(fresh_model(), trees, 16384) for reward in found.rewards]
+    assert scores(path, text_rows()) == pytest.approx(expected, abs=1e-6)
+    with pytest.raises(UserError, match=r"no chat template.*chat_template\.jinja"):
+        scores(path, chat_rows())
+    model, loaded = load_scalar(ModelConfig(model_name_or_path=path))
+    assert loaded.chat_template is None and len(loaded) == len(tokenizer)
+    with pytest.raises(UserError, match=r"row 1: .*no chat template"):
+        encode_preference_rows(chat_rows(), loaded, 512, end_token=end_token_of(model, loaded))
 
 
 def test_the_model_takes_no_gradient_and_stays_in_evaluation_mode():

@@ -21,7 +21,7 @@ from alignment.chat.render import (
     split_behind,
     split_empty_thinking,
 )
-from alignment.chat.template import end_token_ids
+from alignment.chat.template import NO_TEMPLATE, end_token_ids
 from alignment.chat.thinking import as_flags_ask
 from alignment.chat.tokens import tokenize_pieces
 from alignment.errors import UserError
@@ -78,7 +78,7 @@ def encode_messages(
     trained = [i for i, weight in enumerate(weights) if weight > 0]
     render = Renderer(tokenizer, template_arguments or {})
     if tokenizer.chat_template is None:
-        raise UserError("the tokenizer has no chat template: call ensure_chat_template(tokenizer) first")
+        raise UserError(NO_TEMPLATE)
     if not trained:
         ids = _tokenize_context(render, render(plain))
         return EncodedChat(ids, np.zeros(len(ids), bool), np.zeros(len(ids), np.float32), [])
@@ -98,7 +98,7 @@ def encode_prompt(
     """The tokens that generation starts from: the messages and the header of the next assistant turn."""
     plain = [without_control_keys(message) for message in check_messages(messages)]
     if tokenizer.chat_template is None:
-        raise UserError("the tokenizer has no chat template: call ensure_chat_template(tokenizer) first")
+        raise UserError(NO_TEMPLATE)
     render = Renderer(tokenizer, template_arguments or {})
     return _tokenize_context(render, render(plain, prompt=True))
 

@@ -7,6 +7,10 @@ from transformers import AddedToken, PreTrainedTokenizerBase
 from alignment.chat.render import Renderer, text_after_turn
 
 START_TOKEN, END_TOKEN = "<|im_start|>", "<|im_end|>"
+NO_TEMPLATE = (
+    "the tokenizer has no chat template, so messages have no tokens: save the one that the model was trained with "
+    "beside it (chat_template.jinja), or give plain texts"
+)
 
 # One `{% generation %}` block per assistant turn holds exactly what the model itself writes: everything behind the
 # header up to and including the end-of-turn token. In non-thinking mode the empty block is part of the header.

@@ -29,12 +29,14 @@ def run(options: argparse.Namespace) -> int:
     from alignment.chat.template import ensure_chat_template
     from alignment.config import parse
     from alignment.models.load import load_tokenizer
+    from alignment.models.load_scalar import has_head
 
     name, others = (options.recipe, []) if options.recipe else recipe_of(options.config, options.overrides)
     print(f"recipes/{name}.py" + f" (or --recipe {', '.join(others)})" * bool(others))
     configs = parse(*recipe_kinds()[name], arguments=["--config", options.config, *options.overrides])
     tokenizer = load_tokenizer(next(c for c in configs if hasattr(c, "model_name_or_path")).model_name_or_path or "")
-    ensure_chat_template(tokenizer)
+    if name != "reward_model" or not has_head(tokenizer.name_or_path):
+        ensure_chat_template(tokenizer)
     shown = Inspected(configs, tokenizer, options.samples)
     SHOW[name](shown)
     shown.show_spread()

@@ -137,14 +137,15 @@ def load_policy(config: ModelConfig, rope: RopeConfig | None = None) -> tuple[Po
     return Policy(model), tokenizer
 
 
-def fit_embeddings(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """See load_policy."""
+def fit_embeddings(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, chat: bool = True) -> None:
+    """See load_policy. chat=False: a tokenizer without a chat template stays without."""
     rows = cast(nn.Embedding, model.get_input_embeddings()).num_embeddings
     if len(tokenizer) > rows:
         raise UserError(
             f"the tokenizer has {len(tokenizer)} tokens but the model embeds only {rows}: they do not belong together"
         )
-    ensure_chat_template(tokenizer)
+    if chat:
+        ensure_chat_template(tokenizer)
     if len(tokenizer) > rows:
         model.resize_token_embeddings(len(tokenizer))
 

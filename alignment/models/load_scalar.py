@@ -32,7 +32,8 @@ def load_scalar(
     """A reward model (`at="token"`) or value model (`at="state"`) and its tokenizer.
 
     A sequence-classification checkpoint brings its head, and so does a folder of adapters of one, which are merged; a
-    causal language model gets a fresh one of `head_layers` (1 or 2) linear layers, small and drawn from `seed`. LoRA as
+    causal language model gets a fresh one of `head_layers` (1 or 2) linear layers, small and drawn from `seed`, and
+    ChatML where its tokenizer has no chat template; a checkpoint with a head then reads texts alone. LoRA as
     in load_policy, with the head trained and saved beside the adapters.
     Raises UserError for a missing checkpoint, more labels than one, weights that are missing or do not fit, and new
     adapters on a folder of adapters, with which the merged ones could not be saved.
@@ -48,7 +49,8 @@ def load_scalar(
         )
     tokenizer = load_tokenizer(config.model_name_or_path)
     model = load_scalar_model(config, head_layers, seed)
-    fit_embeddings(model, tokenizer)
+    # a head has learned to read other tokens than a template that is made up here would put
+    fit_embeddings(model, tokenizer, chat=not has_head(config.model_name_or_path))
     _set_pad_token(model.config, tokenizer)
     return ScalarModel(_with_adapters(model, get_peft_config(config)), at), tokenizer
 

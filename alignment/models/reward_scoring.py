@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from trl import ModelConfig
 
-from alignment.chat.template import stop_token_ids
+from alignment.chat.template import NO_TEMPLATE, stop_token_ids
 from alignment.data.branches import Branch, BranchEncoder, Turns, shared_tree
 from alignment.errors import UserError
 from alignment.models.load_scalar import has_head, load_scalar
@@ -25,7 +25,7 @@ _COLUMN = "reward"
 
 def end_token_of(model: ScalarModel, tokenizer: PreTrainedTokenizerBase, asked: str = "") -> str:
     """The token at which the reward is read: the one asked for, else the one that the checkpoint names, else the one
-    with which the chat template ends an assistant turn."""
+    with which the chat template ends an assistant turn, EOS without a template."""
     return end_token_in(model.base.config, tokenizer, asked)
 
 
@@ -67,7 +67,11 @@ class RewardScorer:
         self, prompts: Sequence[Turns], completions: Sequence[Turns], rows: Sequence[Mapping[str, Any]] | None = None
     ) -> Scored:
         """prompts, completions: messages or text, one of each per sample. rows: what else a sample's row holds
-        (`tools` and `chat_template_kwargs` are read). Samples of one prompt share it wherever they stand."""
+        (`tools` and `chat_template_kwargs` are read). Samples of one prompt share it wherever they stand.
+        Raises UserError for messages when the tokenizer has no chat template."""
+        texts = all(isinstance(turns, str) for turns in (*prompts, *completions))
+        if not texts and self.encoder.tokenizer.chat_template is None:
+            raise UserError(NO_TEMPLATE)
         given = rows or [{}] * len(completions)
         groups: dict[str, list[tuple[int, Branch]]] = {}
         scored = Scored([None] * len(completions))
@@ -82,7 +86,11 @@ class RewardScorer:
                 scored.problems[problem] = scored.problems.get(problem, 0) + 1
             else:
                 groups.setdefault(json.dumps(prompt, sort_keys=True, default=str), []).append((i, branch))
-        trees = [(shared_tree([b for _, b in members]), [i for i, _ in members]) for members in groups.values()]
+        # nothing is compared within a group, so that its branches need not stand in one row
+        trees = [
+            (replace(shared_tree([b for _, b in members]), atomic=False), [i for i, _ in members])
+            for members in groups.values()
+        ]
         add_scalars(self.model, [tree for tree, _ in trees], _COLUMN, self.max_tokens)
         for tree, places in trees:
             for place, reward in zip(places, _read(tree), strict=True):
