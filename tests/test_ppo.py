@@ -208,6 +208,20 @@ def test_warm_up_draws_each_prompt_once_and_later_steps_draw_anew(tmp_path):
     assert drawn == [3, 0, 0, 3]
 
 
+def test_warm_up_keeps_samples_only_of_prompts_that_come_again():
+    def kept(**settings) -> list[int]:
+        algorithm = make_ppo(tiny_actor_critic(), **settings)
+        sizes = []
+        for step in range(settings["value_warmup_steps"] + 1):
+            algorithm.collect(step)
+            sizes.append(len(algorithm.state_dict()["warm_up"]))
+        return sizes
+
+    assert kept(value_warmup_steps=2) == [0, 0, 0]  # 6 prompts, 3 a step: none comes twice
+    assert kept(value_warmup_steps=4) == [3, 6, 3, 0, 0]
+    assert kept(value_warmup_steps=3, value_warmup_prompts=3) == [3, 3, 0, 0]
+
+
 def test_warm_up_raises_the_explained_variance_of_the_first_policy_step(tmp_path):
     def every_other_prompt_pays(rollouts):
         for r in rollouts:

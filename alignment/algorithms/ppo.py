@@ -7,6 +7,7 @@ Shapes: P prompts, G samples per prompt, N scored tokens, R rows (completions).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -157,7 +158,7 @@ class Ppo:
     def _sample(self, step: int) -> tuple[list[list[Rollout]], list[Tree], dict[str, Any]]:
         """This rank's groups with rewards and their trees with reference log-probabilities. While the policy rests, a
         prompt that comes again keeps those it had: another draw from the same policy would tell no more."""
-        prompts = [self.prompts[i] for i in self._take(step)[rank() :: world_size()]]
+        prompts = self._own_prompts(step)
         known = self.warm_up if self.value_only else {}
         todo = [p for p in prompts if p.id not in known]
         groups = generate_together(self.engine, todo, self.config.group_size, self.sampling, step)
@@ -169,9 +170,18 @@ class Ppo:
         if self.config.kl_coef:
             add_ref_logprobs(self.model.policy, self.reference, trees, self.max_tokens, self.sampling.temperature)
         known = known | {p.id: pair for p, pair in zip(todo, zip(groups, trees, strict=True), strict=True)}
-        self.warm_up = known if self.value_only else {}
+        again = self._last_warm_up_step if self.value_only else {}
+        self.warm_up = {name: pair for name, pair in known.items() if again.get(name, -1) > step}
         pairs = [known[p.id] for p in prompts]
         return [g for g, _ in pairs], [t for _, t in pairs], stats
+
+    def _own_prompts(self, step: int) -> list[Prompt]:
+        return [self.prompts[i] for i in self._take(step)[rank() :: world_size()]]
+
+    @functools.cached_property
+    def _last_warm_up_step(self) -> dict[str, int]:
+        """Of each of this rank's prompts."""
+        return {p.id: step for step in range(self.config.value_warmup_steps) for p in self._own_prompts(step)}
 
     def _take(self, step: int) -> list[int]:
         """The step's prompts: epochs in seeded random order; in the warm-up round and round value_warmup_prompts."""
