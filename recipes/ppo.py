@@ -18,11 +18,12 @@ from alignment.algorithms.ppo import Ppo, PpoConfig
 from alignment.config import TrainConfig, check_values, parse
 from alignment.data.load import load_rows
 from alignment.data.sft_rows import encode_sft_rows
-from alignment.errors import about
+from alignment.errors import UserError, about
 from alignment.models import Policy, ScalarModel
 from alignment.models.actor_critic import ActorCritic
 from alignment.models.load import load_policy, switch_dropout_off
 from alignment.models.load_scalar import load_scalar, scalar_from_policy
+from alignment.models.teacher import first_difference
 from alignment.optim.online_merging import OnlineMergingConfig, make_merging_optimizer
 from alignment.trainer import Trainer, make_accelerator
 from alignment.types import Tree
@@ -48,11 +49,21 @@ class PpoRecipe:
 KINDS = (RolloutRecipe, PpoRecipe, PpoConfig, OnlineMergingConfig, TrainConfig, ModelConfig, EngineConfig)
 
 
-def load_value(recipe: PpoRecipe, model: ModelConfig, policy: Policy) -> ScalarModel:
-    """The value model, read at the state before each token."""
+def load_value(
+    recipe: PpoRecipe, model: ModelConfig, policy: Policy, tokenizer: PreTrainedTokenizerBase
+) -> ScalarModel:
+    """The value model, read at the state before each token. Raises UserError when its tokens are not the policy's."""
     if recipe.value_model in ("policy", "head"):
         return scalar_from_policy(policy, shared=recipe.value_model == "head")
-    return load_scalar(replace(model, model_name_or_path=recipe.value_model), at="state")[0]
+    config = replace(model, model_name_or_path=recipe.value_model, model_revision="main")
+    value, own = load_scalar(config, at="state")
+    difference = first_difference(tokenizer, own, "policy", "value model")
+    if difference:
+        raise UserError(
+            f"value_model: {recipe.value_model} would misread the policy's tokens. {difference}. Name a model with the "
+            "policy's tokenizer, or take `value_model: policy`"
+        )
+    return value
 
 
 def load_pretraining(recipe: PpoRecipe, tokenizer: PreTrainedTokenizerBase) -> list[Tree]:
@@ -67,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rollouts, recipe, ppo, merging, train, model, sampler = parse(*KINDS, arguments=arguments)
     accelerator = make_accelerator(train, some_parameters_rest=bool(ppo.value_warmup_steps))
     policy, tokenizer = load_policy(model)
-    actor_critic = ActorCritic(policy, load_value(recipe, model, policy))
+    actor_critic = ActorCritic(policy, load_value(recipe, model, policy, tokenizer))
     switch_dropout_off(actor_critic)  # a ratio has to compare the same function
     reference = None
     if ppo.kl_coef and not model.use_peft:

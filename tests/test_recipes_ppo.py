@@ -3,10 +3,45 @@
 import json
 
 import pytest
+from trl import ModelConfig
 
+from alignment.errors import UserError
 from alignment.metrics import read_metrics
+from alignment.models import ScalarModel
+from alignment.models.load import load_policy
+from recipes import ppo
+from recipes.ppo import PpoRecipe, load_value
+from tests.test_load_scalar import save
 from tests.test_recipes import ROOT, data, recipe  # noqa: F401  data is a fixture
 from tests.test_recipes_dpo import base_of
+from tests.tiny import tiny_model, tiny_tokenizer
+
+
+def test_a_value_model_of_another_tokenizer_is_refused_with_the_first_token_that_differs(tmp_path):
+    policy, tokenizer = load_policy(ModelConfig(model_name_or_path=save(tiny_model("qwen3"), tmp_path / "policy")))
+    path = save(tiny_model("qwen3", num_labels=1), tmp_path / "value")
+    settings = PpoRecipe(value_model=path), ModelConfig(), policy
+    assert isinstance(load_value(*settings, tokenizer), ScalarModel)
+    other = json.loads((tmp_path / "value" / "tokenizer.json").read_text())
+    added = next(token for token in other["added_tokens"] if token["content"] == "<think>")
+    added["content"] = "<thought>"
+    (tmp_path / "value" / "tokenizer.json").write_text(json.dumps(other))
+    (tmp_path / "value" / "tokenizer_config.json").unlink()
+    with pytest.raises(UserError, match=r"value_model: .* '<think>' for the policy, '<thought>' for the value model"):
+        load_value(*settings, tokenizer)
+
+
+def test_a_named_value_model_is_not_looked_up_at_the_policys_revision(monkeypatch):
+    asked = []
+
+    def load(config, at):
+        asked.append((config.model_name_or_path, config.model_revision, at))
+        return None, tiny_tokenizer()
+
+    monkeypatch.setattr(ppo, "load_scalar", load)
+    model = ModelConfig(model_name_or_path="policy", model_revision="v2")
+    load_value(PpoRecipe(value_model="rewards"), model, None, tiny_tokenizer())
+    assert asked == [("rewards", "main", "state")]
 
 
 @pytest.mark.slow

@@ -173,16 +173,25 @@ def vocabulary_of(tokenizer: PreTrainedTokenizerBase) -> int:
 
 def check_same_tokenizer(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase, name: str) -> None:
     """Raises UserError, naming the first token that differs, unless every id stands for the same token in both."""
-    ours, theirs = ({i: token for token, i in t.get_vocab().items()} for t in (student, teacher))
+    difference = first_difference(student, teacher, "student", "teacher")
+    if difference:
+        raise UserError(
+            f"teacher {name}: its tokenizer is not the student's. {difference}. Distributions can only be compared "
+            "over the same tokens: take a teacher of the same family, or train on its responses (soft_coef: 0, "
+            "hard_coef: 1)"
+        )
+
+
+def first_difference(a: PreTrainedTokenizerBase, b: PreTrainedTokenizerBase, name_a: str, name_b: str) -> str:
+    """The first token that differs, in words; empty when every id stands for the same token in both."""
+    ours, theirs = ({i: token for token, i in t.get_vocab().items()} for t in (a, b))
     different = [i for i in ours.keys() | theirs.keys() if ours.get(i) != theirs.get(i)]
     if not different:
-        return
+        return ""
     first = min(different)
-    raise UserError(
-        f"teacher {name}: its tokenizer is not the student's. The first of {len(different)} tokens that differ is "
-        f"{first}: {_shown(ours, first)} for the student, {_shown(theirs, first)} for the teacher. Distributions can "
-        "only be compared over the same tokens: take a teacher of the same family, or train on its responses "
-        "(soft_coef: 0, hard_coef: 1)"
+    return (
+        f"The first of {len(different)} tokens that differ is {first}: {_shown(ours, first)} for the {name_a}, "
+        f"{_shown(theirs, first)} for the {name_b}"
     )
 
 
