@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,6 +24,7 @@ from alignment.evaluate import pass_rate
 from alignment.types import Engine, Prompt, Rollout, Sampling
 
 Score = Callable[[list[Rollout]], dict[str, float]]
+LAST_S = 4.0
 
 
 class SamplingFields(Protocol):
@@ -88,6 +90,7 @@ def run(main: Callable[[], Any]) -> None:
     except Exception as error:
         if isinstance(error, RuntimeError) and (elsewhere := failure_elsewhere()) is not None:
             print(f"rank {rank()} stops, since another failed. {elsewhere}", file=sys.stderr, flush=True)
+            time.sleep(LAST_S)  # the launcher reports the process that ends first: that is to be the one that failed
             raise SystemExit(1) from None
         tell_failure(f"{type(error).__name__}: {error}")
         raise
