@@ -140,6 +140,8 @@ def _read_settings(path: str | None, known: dict[str, Any]) -> dict[str, Any]:
     for key, value in content.items():
         if key not in known:
             raise UserError(f"{path}: unknown key `{shorten(key)}`{did_you_mean(str(key), known)}")
+        if _has_null(value):
+            raise UserError(f"{path}: `{key}: {shorten(value)}` has a null character")
         if not _fits(value, known[key]):
             raise UserError(f"{path}: `{key}: {shorten(value)}` is not of type {_type_name(known[key])}")
     for key, value in environment.items():
@@ -148,6 +150,14 @@ def _read_settings(path: str | None, known: dict[str, Any]) -> dict[str, Any]:
         except (ValueError, OSError) as error:
             raise UserError(f"{path}: `env`: {shorten(key)} cannot be set: {error}") from error
     return {key: _in_type(value, known[key]) for key, value in content.items()}
+
+
+def _has_null(value: Any) -> bool:
+    """Whether a text in it has a character that no path may hold."""
+    if isinstance(value, str):
+        return "\0" in value
+    inner = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else []
+    return any(_has_null(part) for part in inner)
 
 
 def _in_type(value: Any, hint: Any) -> Any:

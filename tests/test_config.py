@@ -108,6 +108,7 @@ def test_unknown_keys_name_the_nearest_known_one(tmp_path):
     ("line", "message"),
     [
         ("seed: soon", "`seed: soon` is not of type int"),
+        ('report_to: ["a\\0b"]', r"`report_to: \['a\\x00b'\]` has a null character"),
         ("bf16: 1.5", "`bf16: 1.5` is not of type bool"),
         ("lr_schedule: cosinus", "is not of type one of constant, linear, cosine"),
         ("report_to: wandb", "`report_to: wandb` is not of type list"),
