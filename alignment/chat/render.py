@@ -48,7 +48,7 @@ class Renderer:
                 add_generation_prompt=prompt,
                 **self.arguments,
             )
-        except (TemplateError, TypeError) as error:
+        except (TemplateError, TypeError, ValueError) as error:  # a ValueError is about tools that are no schemas
             raise TemplateProblem(f"the chat template cannot render these messages: {error}") from error
         assert isinstance(text, str)
         return text

@@ -24,10 +24,10 @@ VOCABULARY = 1024
 Row = dict[str, Any]
 # Rows at scale 1, the length of docs/qwen3.md.
 SIZES = {
-    "pretrain": 8000,
-    "cold_start": 400,
-    "reasoning": 400,
-    "heldout": 150,
+    "pretrain": 20000,
+    "cold_start": 800,
+    "reasoning": 1200,
+    "heldout": 300,
     "general": 840,
     "general_heldout": 112,
     "non_thinking": 900,
