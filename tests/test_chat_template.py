@@ -1,5 +1,6 @@
 import pytest
 
+from alignment.chat.render import Renderer, TemplateProblem
 from alignment.chat.template import CHATML, ensure_chat_template, stop_token_ids
 from tests.chat_templates import LLAMA3_LIKE, PLAIN_TEXT
 from tests.test_chat_masks import tokenizer_with
@@ -64,3 +65,9 @@ def test_tiny_models_are_reproducible_and_take_overrides(arch):
     a, b = tiny_model(arch), tiny_model(arch, num_hidden_layers=1)
     assert all((p == q).all() for p, q in zip(a.parameters(), tiny_model(arch).parameters(), strict=True))
     assert len(b.model.layers) == 1 and a.config is not b.config and a.dtype.itemsize == 4
+
+
+def test_tools_that_are_no_schemas_are_a_problem_of_the_row():
+    render = Renderer(tiny_tokenizer(), {"tools": [0.5]})
+    with pytest.raises(TemplateProblem, match="cannot render these messages: Tools should"):
+        render([{"role": "user", "content": "2 + 3?"}])
