@@ -126,6 +126,10 @@ def test_dialogues_hold_several_questions_and_change_their_mode():
     assert {True, False} == set(carried)
 
 
+def test_a_dialogue_is_never_longer_than_there_are_questions():
+    assert sum(len(answers([row])) for row in mixture(5, 5, multi_turn_share=1.0, max_turns=10**30)) == 10
+
+
 def test_joined_questions_are_of_one_task_and_keep_it():
     thought = [{**row, "task": f"task {i % 3}"} for i, row in enumerate(thinking(30))]
     plain = [{**row, "task": f"task {i % 3}"} if i % 4 else row for i, row in enumerate(non_thinking(40))]

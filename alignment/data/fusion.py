@@ -204,7 +204,7 @@ def _joined(rows: Sequence[Row], max_turns: int, rng) -> list[Row]:
     stays alone."""
     dialogues, start = [], 0
     while start < len(rows):
-        size = int(rng.integers(2, max_turns + 1))
+        size = int(rng.integers(2, max(2, min(max_turns, len(rows))) + 1))
         messages = [m for row in rows[start : start + size] for m in row["messages"]]
         dialogues.append({**rows[start], "messages": messages})
         start += size
