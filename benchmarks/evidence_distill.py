@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import time
 from collections.abc import Sequence
@@ -229,8 +230,8 @@ def reach(evaluations: Sequence[dict[str, float]], level: float, cost: str) -> f
 
 
 def summarise(results: Sequence[dict[str, Any]]) -> dict[str, dict[str, tuple[float, float]]]:
-    """Per arm, mean over seeds and half of its 95 % interval: pass rate at the end, compute in all, and how many times
-    less than GRPO's whole run it took to reach what GRPO had at its end."""
+    """Per arm, mean over seeds and half of its 95 % interval: pass rate at the end, compute in all, the share of seeds
+    that reach what GRPO had at its end, and how many times less of GRPO's compute those took until then."""
     table: dict[str, dict[str, tuple[float, float]]] = {}
     for arm in ARMS:
         own = [r["arms"][arm] for r in results]
@@ -243,14 +244,14 @@ def summarise(results: Sequence[dict[str, Any]]) -> dict[str, dict[str, tuple[fl
             "over GRPO, points": [100 * (e[-1]["pass_rate"] - g["pass_rate"]) for e, g in zip(own, ends, strict=True)],
             "compute, TFLOP": [e[-1]["flops"] / 1e12 for e in own],
             "CPU seconds": [e[-1]["cpu_seconds"] for e in own],
-            "GRPO's compute over that until its end is reached": [
-                g["flops"] / reach(e, g["pass_rate"], "flops") for e, g in zip(own, ends, strict=True)
-            ],
-            "likewise in CPU seconds": [
-                g["cpu_seconds"] / reach(e, g["pass_rate"], "cpu_seconds") for e, g in zip(own, ends, strict=True)
-            ],
         }
         table[arm] = {name: interval(values) for name, values in columns.items()}
+        for cost, name in (("flops", "compute"), ("cpu_seconds", "CPU time")):
+            ratios = [g[cost] / reach(e, g["pass_rate"], cost) for e, g in zip(own, ends, strict=True)]
+            reached = [ratio for ratio in ratios if not math.isnan(ratio)]
+            table[arm]["seeds that reach GRPO's end"] = len(reached), math.nan
+            nothing = math.nan, math.nan
+            table[arm][f"GRPO's {name} over theirs until then"] = interval(reached) if reached else nothing
     return table
 
 
