@@ -1,4 +1,4 @@
-"""The recipe scripts as a user starts them: real files, real processes, a tiny model."""
+"""The recipe scripts with real files and a tiny model, in processes of their own; a chain of them as users start it."""
 
 import json
 import os
@@ -13,6 +13,7 @@ from alignment.metrics import read_json_lines, read_metrics
 from recipes.quickstart.model import write_base_model
 from recipes.quickstart.task import make_problems, prompt_rows
 from recipes.quickstart.tokenizer import build_tokenizer
+from tests.recipe_runs import run_recipe
 
 ROOT = Path(__file__).parent.parent
 
@@ -29,6 +30,12 @@ def data(tmp_path_factory):
 
 
 def recipe(name, *arguments, code=0):
+    result = run_recipe(name, [str(argument) for argument in arguments])
+    assert result.returncode == code, result.stdout[-1500:] + result.stderr[-3000:]
+    return result
+
+
+def script(name, *arguments, code=0):
     command = [sys.executable, str(ROOT / "recipes" / f"{name}.py"), *map(str, arguments)]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     result = subprocess.run(command, capture_output=True, text=True, cwd="/", env=env, timeout=300)
@@ -42,7 +49,7 @@ def test_sft_then_grpo_then_pass_rates(data, tmp_path):
     yaml = ROOT / "recipes" / "quickstart"
     sft = ["--config", yaml / "sft.yaml", "--model_name_or_path", data / "base", "--dataset", data / "sft.jsonl"]
     sft += ["--eval_dataset", data / "sft.jsonl", "--max_steps", 2, "--output_dir", tmp_path / "sft"]
-    recipe("sft", *sft)
+    script("sft", *sft)
     assert [line["step"] for line in read_metrics(tmp_path / "sft" / "metrics.jsonl", "train")] == [1, 2]
     assert (tmp_path / "sft" / "best" / "model.safetensors").is_file()
 
@@ -50,7 +57,7 @@ def test_sft_then_grpo_then_pass_rates(data, tmp_path):
     grpo += ["--dataset", data / "prompts.jsonl", "--eval_dataset", data / "heldout.jsonl", "--max_steps", 2]
     grpo += ["--prompts_per_step", 4, "--group_size", 4, "--max_tokens", 12, "--output_dir", tmp_path / "grpo"]
     grpo += ["--merge", "ondare", "--merge_base_model", data / "base", "--merge_keep", 0.01]
-    out = recipe("grpo", *grpo).stdout
+    out = script("grpo", *grpo).stdout
     assert "scored 12/12 prompts" in out
     scores = read_json_lines(tmp_path / "grpo" / "prompt_scores.jsonl")
     assert set(scores[0]) == {"model", "sampling", "reward"}
@@ -61,11 +68,11 @@ def test_sft_then_grpo_then_pass_rates(data, tmp_path):
     assert all(
         group["merge_fingerprint"] != "none" for group in optimizer["param_groups"]
     )  # Online Merging, with a pull
-    assert "going on after step 2" in recipe("grpo", *grpo).stdout
+    assert "going on after step 2" in script("grpo", *grpo).stdout
 
     verify = ["--model_name_or_path", tmp_path / "grpo" / "model", "--dataset", data / "heldout.jsonl"]
     verify += ["--samples", 3, "--max_tokens", 12, "--responses", tmp_path / "responses.jsonl"]
-    out = recipe("verify", *verify).stdout
+    out = script("verify", *verify).stdout
     assert "pass@1" in out
     assert "pass@2" in out
     assert len(read_json_lines(tmp_path / "responses.jsonl")) == 8 * 3
