@@ -27,12 +27,12 @@ class Ended:
     stderr: str
 
 
-def run_recipe(name: str, arguments: Sequence[str]) -> Ended:
-    """Raises TimeoutError after five minutes."""
+def run_recipe(name: str, arguments: Sequence[str], cwd: str = "/") -> Ended:
+    """Raises TimeoutError after five minutes. cwd: where a user's own modules are found."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # else the tokenizers warn of the fork
     with tempfile.TemporaryDirectory() as folder:
         files = [str(Path(folder) / stream) for stream in ("stdout", "stderr")]
-        process = FORKED.Process(target=_work, args=(name, list(arguments), files))
+        process = FORKED.Process(target=_work, args=(name, list(arguments), cwd, files))
         process.start()
         process.join(LIMIT_S)
         if process.is_alive():
@@ -41,8 +41,8 @@ def run_recipe(name: str, arguments: Sequence[str]) -> Ended:
         return Ended(process.exitcode, *(Path(file).read_text() for file in files))
 
 
-def _work(name: str, arguments: list[str], files: list[str]) -> None:
-    os.chdir("/")
+def _work(name: str, arguments: list[str], cwd: str, files: list[str]) -> None:
+    os.chdir(cwd)
     for number, file in enumerate(files, 1):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
     run_script(name, arguments)

@@ -29,8 +29,8 @@ def data(tmp_path_factory):
     return folder
 
 
-def recipe(name, *arguments, code=0):
-    result = run_recipe(name, [str(argument) for argument in arguments])
+def recipe(name, *arguments, code=0, cwd="/"):
+    result = run_recipe(name, [str(argument) for argument in arguments], str(cwd))
     assert result.returncode == code, result.stdout[-1500:] + result.stderr[-3000:]
     return result
 

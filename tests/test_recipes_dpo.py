@@ -145,16 +145,19 @@ def even(prompts, completions, **columns):
 
 
 @pytest.mark.slow
-def test_generated_pairs_and_accepted_rows_are_trained_on(data, tmp_path, monkeypatch):  # noqa: F811
+def test_generated_pairs_and_accepted_rows_are_trained_on(data, tmp_path):  # noqa: F811
     """recipes/qwen2.5/generate.yaml: responses, pairs, a rerun that goes on, then DPO and SFT on what came out."""
     (tmp_path / "my_rewards.py").write_text(REWARD)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     files = {name: tmp_path / f"{name}.jsonl" for name in ("responses", "pairs", "accepted")}
     base = ["--config", ROOT / "recipes" / "qwen2.5" / "generate.yaml", "--model_name_or_path", data / "base"]
     base += ["--dataset", data / "prompts.jsonl", "--rewards", "my_rewards:even", "--samples", 6]
     base += ["--dtype", "float32"]
     base += ["--max_tokens", 12, "--stop", "a", "e", "o", "--responses", files["responses"]]
-    out = recipe("generate", *base, "--pairs", files["pairs"], "--per_prompt", 3).stdout
+
+    def generate(*arguments, code=0):
+        return recipe("generate", *base, "--pairs", files["pairs"], *arguments, code=code, cwd=tmp_path)
+
+    out = generate("--per_prompt", 3).stdout
     assert "prompts 12, responses 72" in out
     rows = read_json_lines(files["pairs"])
     assert f"{len(rows)} pairs in" in out
@@ -164,13 +167,13 @@ def test_generated_pairs_and_accepted_rows_are_trained_on(data, tmp_path, monkey
     whole = files["responses"].read_text()
     lines = whole.splitlines(keepends=True)
     files["responses"].write_text("".join(lines[:27]) + lines[27][:40])  # a kill in the middle of the fifth prompt
-    again = recipe("generate", *base, "--pairs", files["pairs"], "--per_prompt", 3, "--accepted", files["accepted"])
+    again = generate("--per_prompt", 3, "--accepted", files["accepted"])
     assert "holds 4 of 12 prompts" in again.stdout
     assert sorted(files["responses"].read_text().splitlines()) == sorted(whole.splitlines())
     assert read_json_lines(files["pairs"]) == rows
-    told = recipe("generate", *base, "--pairs", files["pairs"], "--temperature", 0.5, code=2).stderr
+    told = generate("--temperature", 0.5, code=2).stderr
     assert "was made with temperature 1.0, this run has 0.5" in told
-    told = recipe("generate", *base, "--pairs", files["pairs"], "--pass_score", 2, code=2).stderr
+    told = generate("--pass_score", 2, code=2).stderr
     assert "pairs: " in told
     assert "would be empty" in told
 
