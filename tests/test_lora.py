@@ -215,3 +215,15 @@ def test_every_recipe_trains_adapters(data, tmp_path, name):  # noqa: F811
         assert lines[0]["kl"] == pytest.approx(0, abs=1e-6)
     assert align(["merge", str(tmp_path / "model"), "--output", str(tmp_path / "merged")]) == 0
     importlib.import_module(f"recipes.{name}").main(arguments)  # goes on after the last step
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sft", "reward_model", "dpo", "ppo", "grpo", "distill"])
+def test_every_recipe_trains_adapters_on_a_quantised_base(data, tmp_path, name):  # noqa: F811
+    pytest.importorskip("bitsandbytes")
+    arguments = [*recipe_arguments(name, data, tmp_path), "--load_in_4bit", "true", "--bnb_4bit_quant_type", "nf4"]
+    if name == "ppo":  # a quantised policy has no copy that can be trained
+        arguments += ["--value_model", str(data / "base")]
+    importlib.import_module(f"recipes.{name}").main(arguments)
+    assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl", "train")] == [1, 2]
+    assert (tmp_path / "model" / "adapter_model.safetensors").is_file()
