@@ -168,6 +168,21 @@ def test_adapters_train_on_a_quantised_base(base, tmp_path, bits):
     assert (tmp_path / "run" / "model" / "adapter_model.safetensors").is_file()
 
 
+def test_gradients_pass_through_a_quantised_base_that_has_been_scored_with(base):
+    pytest.importorskip("bitsandbytes")
+    found = []
+    for scored_before in (False, True):
+        policy = adapted(base, load_in_4bit=True, lora_dropout=0.0)
+        if scored_before:
+            logits(policy.model)
+        policy.train()
+        policy.model(input_ids=torch.arange(5, 45)[None]).logits.float().logsumexp(-1).sum().backward()
+        found.append({n: p.grad for n, p in policy.named_parameters() if p.requires_grad})
+    assert any(bool(g.any()) for g in found[0].values())
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient)
+
+
 def test_quantised_weights_are_not_cut(base):
     from alignment.sharding.fsdp import refuse_quantised
 

@@ -85,11 +85,21 @@ def load_model(config: ModelConfig, rope: RopeConfig | None = None) -> PreTraine
             dtype=dtype_of(config),
             quantization_config=quantization,
         )
-    if quantization is not None and not config.use_peft:
-        model.requires_grad_(False)  # to score and to teach; to train it needs adapters
+    if quantization is not None:
+        keep_gradients(model)
+        if not config.use_peft:
+            model.requires_grad_(False)  # to score and to teach; to train it needs adapters
     with explained("use_peft: adapters with these settings cannot be made"):
         peft_config = get_peft_config(config)
         return model if peft_config is None else get_peft_model(model, peft_config)
+
+
+def keep_gradients(model: nn.Module) -> None:
+    """On CPUs bitsandbytes packs 4-bit weights anew in the first pass that is not for training, and from then on no
+    gradient passes through them; a policy samples and is scored between its updates."""
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010  of bitsandbytes' layers
 
 
 def is_adapter(name_or_path: str) -> bool:

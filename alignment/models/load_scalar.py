@@ -18,7 +18,15 @@ from transformers.utils import logging
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from alignment.errors import UserError, explained
-from alignment.models.load import dtype_of, fit_embeddings, grow_embeddings, is_adapter, load_config, load_tokenizer
+from alignment.models.load import (
+    dtype_of,
+    fit_embeddings,
+    grow_embeddings,
+    is_adapter,
+    keep_gradients,
+    load_config,
+    load_tokenizer,
+)
 from alignment.models.policy import Policy
 from alignment.models.scalar import ScalarModel, read_end_token
 from alignment.models.two_layer import TwoLayerRewardModel
@@ -196,7 +204,7 @@ def _head_of(config: PreTrainedConfig) -> Literal["none", "linear", "two layers"
 def _read(model_class: Any, config: ModelConfig, own: PreTrainedConfig) -> tuple[PreTrainedModel, dict[str, Any]]:
     failed = f"model_name_or_path: {config.model_name_or_path} could not be loaded as a reward or value model"
     with explained(failed), _quiet():
-        return model_class.from_pretrained(
+        model, info = model_class.from_pretrained(
             config.model_name_or_path,
             config=own,
             revision=config.model_revision,
@@ -204,6 +212,8 @@ def _read(model_class: Any, config: ModelConfig, own: PreTrainedConfig) -> tuple
             quantization_config=get_quantization_config(config),
             output_loading_info=True,
         )
+    keep_gradients(model)
+    return model, info
 
 
 def _set_pad_token(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
