@@ -25,6 +25,7 @@ from alignment.types import Engine, Prompt, Rollout, Sampling
 
 Score = Callable[[list[Rollout]], dict[str, float]]
 LAST_S = 4.0
+"""How long a rank that stops for another's failure waits for that one to end first."""
 
 
 class SamplingFields(Protocol):
@@ -90,7 +91,7 @@ def run(main: Callable[[], Any]) -> None:
     except Exception as error:
         if isinstance(error, RuntimeError) and (elsewhere := failure_elsewhere()) is not None:
             print(f"rank {rank()} stops, since another failed. {elsewhere}", file=sys.stderr, flush=True)
-            time.sleep(LAST_S)  # the launcher reports the process that ends first: that is to be the one that failed
+            time.sleep(LAST_S)  # the launcher reports the process that ends first
             raise SystemExit(1) from None
         tell_failure(f"{type(error).__name__}: {error}")
         raise
