@@ -57,9 +57,9 @@ def test_the_stages_follow_one_another(folder, monkeypatch):
 
     monkeypatch.setattr(student.recipes.generate, "main", generate)
     (folder / "student_off_policy").mkdir()
-    student.train_sft(folder, 0)
-    student.train_off_policy(folder, folder / "teacher", 0)
-    student.train_on_policy(folder, folder / "teacher", 0)
+    student.train_sft(folder, folder / "data", 0)
+    student.train_off_policy(folder, folder / "data", folder / "teacher", 0)
+    student.train_on_policy(folder, folder / "data", folder / "teacher", 0)
     for name in ("student_sft", "student_off_policy", "student_on_policy"):
         assert AutoModelForCausalLM.from_pretrained(folder / name / "model").config.num_hidden_layers == 3
 

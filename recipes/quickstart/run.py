@@ -118,7 +118,8 @@ def main() -> None:
         paths += ["--eval_dataset", str(data / "heldout_sft.jsonl"), "--output_dir", str(folder / "sft")]
         recipes.sft.main(["--config", str(HERE / "sft.yaml"), *paths, "--seed", str(seed)])
 
-    before, grpo_name = ("ppo", "grpo_after_ppo") if options.full else ("sft", "grpo")
+    # each chain has its own GRPO model and students, so that one folder can hold both
+    before, grpo_name, students = ("ppo", "grpo_after_ppo", "after_ppo/") if options.full else ("sft", "grpo", "")
 
     def grpo() -> None:
         paths = ["--model_name_or_path", str(folder / before / "model"), "--dataset", str(data / "grpo.jsonl")]
@@ -135,8 +136,8 @@ def main() -> None:
         runs += [ReportStage(name, folder / key) for name, key in FULL_RUNS]
     stages.append(stage(folder, grpo_name, "GRPO", grpo, seed))
     runs.append(ReportStage("GRPO", folder / grpo_name))
-    stages += distill(folder, folder / grpo_name / "model", seed)
-    runs += [ReportStage(name, folder / key) for name, key in STUDENT_RUNS]
+    stages += distill(folder, students, folder / grpo_name / "model", seed)
+    runs += [ReportStage(name, folder / students / key) for name, key in STUDENT_RUNS]
     summary |= {"stages": stages, **headline(stages)}
     (folder / "summary.json").write_text(json.dumps(summary, indent=2))
     report = folder / "report.html"
@@ -149,18 +150,20 @@ def main() -> None:
     print(f"Report: {report}")
 
 
-def distill(folder: Path, teacher: Path, seed: int) -> list[dict[str, Any]]:
-    """The student before and after SFT on demonstrations, and after both kinds of distillation."""
-    if not (folder / "student" / "config.json").is_file():
-        student.write_student(teacher, folder / "student")
+def distill(folder: Path, students: str, teacher: Path, seed: int) -> list[dict[str, Any]]:
+    """The student before and after SFT on demonstrations, and after both kinds of distillation. students: the part of
+    the folder that is theirs."""
+    home, data = folder / students, folder / "data"
+    if not (home / "student" / "config.json").is_file():
+        student.write_student(teacher, home / "student")
     trainings = (
-        lambda: student.train_sft(folder, seed),
-        lambda: student.train_off_policy(folder, teacher, seed),
-        lambda: student.train_on_policy(folder, teacher, seed),
+        lambda: student.train_sft(home, data, seed),
+        lambda: student.train_off_policy(home, data, teacher, seed),
+        lambda: student.train_on_policy(home, data, teacher, seed),
     )
-    lines = [stage(folder, "student", "Student", None, seed)]
+    lines = [stage(folder, f"{students}student", "Student", None, seed)]
     for (title, name), train in zip(STUDENT_RUNS, trainings, strict=True):
-        lines.append(stage(folder, name, title, train, seed))
+        lines.append(stage(folder, f"{students}{name}", title, train, seed))
     return lines
 
 
