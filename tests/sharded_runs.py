@@ -34,7 +34,7 @@ from alignment.trainer import make_accelerator
 from tests.tiny import tiny_model
 from tests.training import rows, train
 from tests.training_distill import train_distill
-from tests.training_dpo import train_dpo
+from tests.training_dpo import train_dpo, train_online
 from tests.training_grpo import train_grpo
 from tests.training_ppo import train_ppo
 from tests.training_reward import train_reward_model
@@ -86,6 +86,7 @@ METHODS: dict[str, Callable[[str, int, int], Any]] = {
     "sft_moe_pairs": lambda folder, steps, every: train_shared(2, "qwen3_moe", folder, steps, every),
     "reward_model": lambda folder, steps, every: train_reward_model(folder, steps, every, 60),
     "dpo": lambda folder, steps, every: train_dpo(folder, steps, every, 60),
+    "online_dpo": lambda folder, steps, every: train_online(folder, steps, every),
     # plain sampling, since top-p and top-k cut between hundreds of tokens about as probable, where rounding decides
     # sooner or later; and small steps, since the gradient is large
     "ppo": lambda folder, steps, every: train_ppo(
@@ -103,6 +104,9 @@ METHODS: dict[str, Callable[[str, int, int], Any]] = {
         folder, steps, every, learning_rate=1e-3, top_k=0, remote=True
     ),
     "distill": lambda folder, steps, every: train_distill("mixed", folder, steps, every),
+    "distill_top_k": lambda folder, steps, every: train_distill("top_k", folder, steps, every),
+    "distill_stored": lambda folder, steps, every: train_distill("stored", folder, steps, every),
+    "distill_uneven": lambda folder, steps, every: train_distill("single", folder, steps, every),  # rank 1 has none
 }
 
 

@@ -26,7 +26,6 @@ from alignment.metrics import read_metrics
 from alignment.models import Policy
 from alignment.packing import cut, group, pack
 from alignment.types import Segment, Tree
-from tests.test_trainer import finish, start
 from tests.tiny import tiny_model
 from tests.training import weights_hash
 from tests.training_dpo import frozen, pairs, train_dpo
@@ -289,19 +288,6 @@ def test_changed_pairs_are_refused_on_resume_with_both_fingerprints(tmp_path):
     train_dpo(str(tmp_path), 2)
     with pytest.raises(UserError, match=r"training data changed .* then, .* now"):
         train_dpo(str(tmp_path), 4, trees=pairs(seed=9))
-
-
-@pytest.mark.slow
-def test_two_ranks_follow_the_single_process(tmp_path):
-    """On gloo with real processes; five pairs a step on two ranks."""
-    for name, ranks in (("one", 1), ("two", 2)):
-        finish(start("offline", tmp_path / name, 6, 0, 60, ranks=ranks, module="tests.training_dpo"))
-    one, two = (read_metrics(tmp_path / x / "metrics.jsonl", "train") for x in ("one", "two"))
-    assert len(one) == len(two) == 6
-    for a, b in zip(one, two, strict=True):
-        for name in ("loss", "grad_norm", "rewards/chosen", "rewards/margins", "rewards/accuracies", "logps/rejected"):
-            assert a[name] == pytest.approx(b[name], rel=1e-4, abs=1e-6), name
-        assert a["tokens"] == b["tokens"]
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------

@@ -14,7 +14,6 @@ from alignment.models import Policy
 from alignment.rollout import TransformersEngine
 from alignment.types import Prompt, Rollout, Sampling
 from tests.test_grpo import RandomTokens
-from tests.test_trainer import finish, start
 from tests.tiny import tiny_model, tiny_tokenizer
 from tests.training import train, weights_hash
 from tests.training_dpo import frozen, train_online
@@ -178,19 +177,6 @@ def test_a_run_with_the_real_engine_resumes_bit_for_bit(tmp_path):
     lines = read_metrics(tmp_path / "a" / "metrics.jsonl", "train")
     assert all(line["pairs"] + line["skipped/ties"] + line["skipped/unscored"] == 5 for line in lines)
     assert sum(line["pairs"] for line in lines) > 5
-
-
-@pytest.mark.slow
-def test_two_ranks_sample_pair_and_train_as_one_process_does(tmp_path):
-    """Five prompts on two ranks: uneven shares, the same samples, the same pairs, the same update."""
-    for name, ranks in (("one", 1), ("two", 2)):
-        finish(start("online", tmp_path / name, 4, ranks=ranks, module="tests.training_dpo"))
-    one, two = (read_metrics(tmp_path / x / "metrics.jsonl", "train") for x in ("one", "two"))
-    assert len(one) == len(two) == 4
-    counts = ("pairs", "skipped/ties", "skipped/unscored", "unscored/low")
-    for a, b in zip(one, two, strict=True):
-        for name in (*counts, "reward", "reward/best", "reward/worst", "loss", "grad_norm", "rewards/margins"):
-            assert a[name] == pytest.approx(b[name], rel=1e-4, abs=1e-6), name
 
 
 def test_changed_prompts_are_refused_on_resume():

@@ -2,10 +2,6 @@
 
 import copy
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,6 +20,7 @@ from alignment.optim.adamw import make_optimizer
 from alignment.optim.merge import elect, largest_entries, random_entries
 from alignment.optim.online_merging import OnlineMerging, OnlineMergingConfig, make_merging_optimizer
 from alignment.trainer import Trainer, make_accelerator
+from tests.ranks import finish, start
 from tests.tiny import tiny_model, tiny_tokenizer
 from tests.training import rows, weights_hash
 
@@ -501,28 +498,9 @@ def test_none_is_the_plain_optimizer_and_wrong_settings_name_their_key(tmp_path)
 # --- shards -----------------------------------------------------------------------------------------------------------
 
 
-def on_two_ranks(*arguments):
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0", "--standalone"]
-    done = subprocess.run(
-        [*launcher, "-m", "tests.merging_ranks", *arguments],
-        cwd=Path(__file__).parent.parent,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stdout[-3000:]
-    assert done.stdout.count("passed") == 2
-
-
 @pytest.mark.slow
-def test_fsdp2_shards_are_merged_like_whole_parameters_and_onties_refuses_them(base_model):
-    on_two_ranks("fsdp", base_model)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("stage", [1, 2, 3])
-def test_zero_partitions_are_merged_like_whole_parameters_and_onties_refuses_them(stage):
+def test_shards_are_merged_like_whole_parameters_and_onties_refuses_them(base_model):
+    """Of FSDP2 and of ZeRO-1, 2 and 3."""
     pytest.importorskip("deepspeed")
-    on_two_ranks(f"zero{stage}", "-")
+    output = finish(start("tests.merging_ranks", base_model, ranks=2))
+    assert output.count("passed") == 2 * 4

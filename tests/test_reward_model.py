@@ -24,7 +24,6 @@ from alignment.metrics import read_metrics
 from alignment.packing import conversation, cut, group, pack
 from alignment.types import Segment
 from tests import training_reward
-from tests.test_trainer import finish, start
 from tests.training import weights_hash
 from tests.training_reward import fresh_model, train_reward_model
 
@@ -157,17 +156,6 @@ def test_the_update_does_not_depend_on_the_cut_into_micro_batches(tmp_path, max_
     for x, y in zip(a, b, strict=True):
         for name in ("loss", "grad_norm", "accuracy", "margin", "log_loss", "reward/mean", "reward/mean_square"):
             assert x[name] == pytest.approx(y[name], rel=1e-4, abs=1e-6), name
-
-
-@pytest.mark.slow
-def test_two_ranks_follow_the_single_process(tmp_path):
-    for name, ranks in (("one", 1), ("two", 2)):
-        finish(start(tmp_path / name, 6, 0, 60, ranks=ranks, module="tests.training_reward"))
-    one, two = (read_metrics(tmp_path / x / "metrics.jsonl", "train") for x in ("one", "two"))
-    assert len(one) == len(two) == 6
-    for a, b in zip(one, two, strict=True):
-        for name in ("loss", "grad_norm", "accuracy", "margin", "reward/mean", "tokens"):
-            assert a[name] == pytest.approx(b[name], rel=1e-4, abs=1e-6), name
 
 
 @pytest.mark.parametrize("head_layers", [1, 2])

@@ -1,37 +1,19 @@
-"""Sharded training is the training of one process; what was launched is what runs; one failing rank ends the run."""
-
-import json
-import os
-import shutil
-import subprocess
-import sys
-from pathlib import Path
+"""What was launched is what runs, or is refused; a model in two."""
 
 import pytest
 import torch
 import yaml
-from transformers import AutoModelForCausalLM
 
 from alignment.errors import UserError
-from alignment.memory_plan import ModelSizes, spread
-from alignment.metrics import read_metrics
 from alignment.models import Policy
 from alignment.sharding import read_launch
 from alignment.sharding.twin import split_off_twin, whole
-from tests.sharded_runs import CONFIGURATIONS, METHODS, as_launched
+from tests.sharded_runs import CONFIGURATIONS
 from tests.tiny import tiny_model
 from tests.training_ppo import tiny_actor_critic
 
-ROOT = Path(__file__).parent.parent
 LAUNCHER = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_MIXED_PRECISION", "MASTER_PORT",
             "WORLD_SIZE", "FSDP_VERSION", "FSDP_OFFLOAD_PARAMS", "ACCELERATE_DEEPSPEED_ZERO_STAGE")  # fmt: skip
-
-
-def torchrun(*arguments: object, ranks: int = 2, timeout: int = 600) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", "-m"]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command += [str(a) for a in arguments]
-    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=timeout)
 
 
 @pytest.fixture
@@ -49,18 +31,6 @@ def launch(monkeypatch):
     yield read
     monkeypatch.undo()
     read_launch.cache_clear()
-
-
-def difference(one: Path, other: Path) -> float:
-    """The largest relative difference of loss and gradient norm over all steps."""
-    a, b = (read_metrics(folder / "metrics.jsonl", "train") for folder in (one, other))
-    assert len(a) == len(b) > 0
-    pairs = [(x[name], y[name]) for x, y in zip(a, b) for name in x if name == "loss" or name.startswith("grad_norm")]
-    return max(abs(x - y) / max(1.0, abs(x)) for x, y in pairs)
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return AutoModelForCausalLM.from_pretrained(folder).state_dict()
 
 
 # --- what was launched ------------------------------------------------------------------------------------------------
@@ -147,76 +117,3 @@ def test_tied_weights_stay_tied_in_both_of_the_two():
     for policy in (model, twin):
         base = policy.base
         assert base.get_output_embeddings().weight is base.get_input_embeddings().weight
-
-
-# --- two ranks --------------------------------------------------------------------------------------------------------
-
-TESTED = ("sft", "sft_uneven", "sft_moe_uneven", "grpo", "grpo_remote")
-SHARES = {"ddp": (1, 1), "zero2": (1, 0.5), "zero3": (0.5, 0.5), "fsdp2": (0.5, 0.5)}
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory) -> Path:
-    """12 steps of SFT and of GRPO (sampling, curriculum, old log-probabilities) in one process, and on two ranks in one
-    group of processes for all configurations. Rank 1 has fewer micro-batches in some steps, and none at all in the
-    uneven ones: a collective that the ranks enter differently often would hang. `grpo_remote` sends its weights."""
-    folder = tmp_path_factory.mktemp("runs")
-    for method in TESTED:
-        as_launched("single")
-        METHODS[method](str(folder / method / "single"), 12, 0)
-    done = torchrun("tests.sharded_runs", folder, ",".join(SHARES), ",".join(TESTED), 12, 10)
-    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
-    return folder
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("method", TESTED)
-@pytest.mark.parametrize("configuration", SHARES)
-def test_sharded_runs_follow_the_single_process_and_save_the_same_model(runs, method, configuration):
-    single, folder = runs / method / "single", runs / method / configuration
-    assert difference(single, folder) < 1e-5
-    held = json.loads((folder / "shares.json").read_text())
-    parameters, updated = SHARES[configuration]
-    assert held["parameters"] / held["all_parameters"] == pytest.approx(parameters, abs=0.02)
-    assert held["updated"] / held["all_updated"] == pytest.approx(updated, abs=0.02)
-    sizes = ModelSizes(held["all_parameters"], held["all_updated"], 0, 0, 64)
-    assert held["bytes"] == pytest.approx(spread(sizes, configuration, 2).between_steps, rel=0.15)  # as it is planned
-    one, other = weights(single / "model"), weights(folder / "model")
-    assert one.keys() == other.keys()
-    assert max(float((one[n] - other[n]).abs().max()) for n in one) < 2e-4  # Adam magnifies rounding
-
-
-@pytest.mark.slow
-def test_sharded_runs_go_on_exactly_and_in_another_configuration(runs):
-    """From the checkpoint of step 10 on, on as many ranks bit for bit; then in one process."""
-    configurations, methods = ["zero2", "zero3", "fsdp2"], ["sft", "sft_half"]
-    before = {}
-    done = torchrun("tests.sharded_runs", runs, ",".join(configurations), "sft_half", 12, 10)
-    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
-    for folder in (runs / method / configuration for method in methods for configuration in configurations):
-        before[folder] = weights(folder / "model")
-        shutil.rmtree(folder / "checkpoints" / "step-00000012")
-    done = torchrun("tests.sharded_runs", runs, ",".join(configurations), ",".join(methods), 12, 10)
-    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
-    for folder in before:
-        after = weights(folder / "model")
-        assert all(torch.equal(after[n], before[folder][n]) for n in after), folder
-    for configuration in configurations:
-        folder = runs / "sft" / configuration
-        as_launched("single")
-        METHODS["sft"](str(folder), 13, 0)
-        lines = read_metrics(folder / "metrics.jsonl", "train")
-        assert [line["step"] for line in lines] == list(range(1, 14))
-        assert abs(lines[-1]["loss"] - lines[-2]["loss"]) < 1  # a model that lost its weights is far off
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind, message, code", [("input", "error on rank 1: row 7 is broken", 2),
-                                                 ("crash", "ZeroDivisionError: row 7 divides by zero", 1)])  # fmt: skip
-def test_one_failing_rank_ends_the_run_with_its_own_error(tmp_path, kind, message, code):
-    done = torchrun("tests.failing_rank", tmp_path, kind, timeout=300)  # a collective would wait for 30 minutes
-    output = done.stdout + done.stderr
-    assert done.returncode != 0
-    assert message in output, output[-3000:]
-    assert "rank 0 stops, since another failed. rank 1:" in output, output[-3000:]
-    assert f"exitcode  : {code}" in output

@@ -9,8 +9,8 @@ from alignment.packing import conversation, cut, empty_batch, group
 from alignment.packing.sequence_parallel import ALONE, SequenceGroup, make_sequence_group
 from alignment.types import Segment
 from benchmarks.scale import curve_difference, weight_difference
+from tests.ranks import finish, start
 from tests.sharded_runs import METHODS, as_launched
-from tests.test_scale import torchrun
 
 SHARED = ("sft_pairs", "sft_fours", "sft_moe_pairs")
 
@@ -65,8 +65,7 @@ def test_ranks_that_share_rows_follow_the_single_process(tmp_path):
         as_launched("single")
         METHODS[method](str(tmp_path / method / "single"), 6, 0)
     configurations = ("ddp", "fsdp2", "zero3")
-    done = torchrun("tests.sharded_runs", tmp_path, ",".join(configurations), ",".join(SHARED), 6, ranks=4)
-    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    finish(start("tests.sharded_runs", tmp_path, ",".join(configurations), ",".join(SHARED), 6, ranks=4), 600)
     for method in SHARED:
         for configuration in configurations:
             runs = tmp_path / method / "single", tmp_path / method / configuration

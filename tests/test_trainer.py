@@ -1,12 +1,8 @@
 """The loop: gradients do not depend on how the work is cut, and runs go on exactly where they stopped."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,25 +22,10 @@ from alignment.schedule import learning_rate_at
 from alignment.sharding import Launch
 from alignment.trainer import Evaluation, Trainer, make_accelerator
 from alignment.types import Batch, Episode
+from tests.ranks import finish, start
 from tests.tiny import tiny_model, tiny_tokenizer
 from tests.training import rows, train, weights_hash
 from tests.training_grpo import train_grpo
-
-ROOT = Path(__file__).parent.parent
-
-
-def start(folder, *arguments, ranks=1, module="tests.training", **environment):
-    launcher = [sys.executable, "-m"]
-    if ranks > 1:
-        launcher += ["torch.distributed.run", f"--nproc_per_node={ranks}", "--master_port=0", "--standalone", "-m"]
-    command = [*launcher, module, str(folder), *map(str, arguments)]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-    return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def finish(process):
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output[-3000:]
 
 
 @pytest.mark.parametrize("max_tokens", [40, 90])
@@ -92,12 +73,12 @@ def test_resume_equals_the_uninterrupted_run_bit_for_bit(tmp_path):
 @pytest.mark.slow
 def test_kill_at_any_moment_and_resume_gives_the_same_weights(tmp_path):
     """Real processes killed with SIGKILL at random moments, among them moments within a save."""
-    finish(start(tmp_path / "straight", 40))
+    finish(start("tests.training", tmp_path / "straight", 40))
     straight = json.loads((tmp_path / "straight" / "hash.json").read_text())
     rng = np.random.default_rng(int(time.time()))
     folder, kills, inside_save = tmp_path / "killed", 0, 0
     while kills < 6:
-        process = start(folder, 40)
+        process = start("tests.training", folder, 40)
         while process.poll() is None:  # wait for progress of this process, then for a random moment
             writing = list((folder / "checkpoints").glob(".writing-*")) if folder.exists() else []
             if kills % 2 == 0 and writing and writing[0].name > f".writing-step-{3 * kills:08d}":
@@ -111,7 +92,7 @@ def test_kill_at_any_moment_and_resume_gives_the_same_weights(tmp_path):
         process.communicate()
         inside_save += bool(list((folder / "checkpoints").glob(".writing-*")))
         kills += 1
-    finish(start(folder, 40))
+    finish(start("tests.training", folder, 40))
     assert json.loads((folder / "hash.json").read_text()) == straight
     assert inside_save > 0
     assert not list((folder / "checkpoints").glob(".writing-*"))
@@ -119,8 +100,8 @@ def test_kill_at_any_moment_and_resume_gives_the_same_weights(tmp_path):
 
 @pytest.mark.slow
 def test_sigterm_saves_and_the_same_command_goes_on_exactly(tmp_path):
-    finish(start(tmp_path / "a", 60, 0))
-    process = start(tmp_path / "b", 60, 0)
+    finish(start("tests.training", tmp_path / "a", 60, 0))
+    process = start("tests.training", tmp_path / "b", 60, 0)
     while not (tmp_path / "b" / "metrics.jsonl").exists():
         time.sleep(0.01)
     time.sleep(0.3)
@@ -128,34 +109,9 @@ def test_sigterm_saves_and_the_same_command_goes_on_exactly(tmp_path):
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 143, output[-2000:]
     assert 1 <= int(checkpoints(tmp_path / "b" / "checkpoints")[-1].name[-8:]) < 60
-    finish(start(tmp_path / "b", 60, 0))
+    finish(start("tests.training", tmp_path / "b", 60, 0))
     hashes = [json.loads((tmp_path / x / "hash.json").read_text()) for x in "ab"]
     assert hashes[0] == hashes[1]
-
-
-@pytest.mark.slow
-def test_two_ranks_follow_the_single_process(tmp_path):
-    """Invariant 2, on gloo with real processes; rank 1 has fewer micro-batches in some steps."""
-    environment = {"TESTS_NO_DROPOUT": "1"}
-    finish(start(tmp_path / "one", 8, 0, 60, **environment))
-    finish(start(tmp_path / "two", 8, 0, 60, ranks=2, **environment))
-    one, two = (read_metrics(tmp_path / x / "metrics.jsonl", "train") for x in ("one", "two"))
-    assert len(one) == len(two) == 8
-    for a, b in zip(one, two, strict=True):
-        assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
-        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-4)
-        assert a["tokens"] == b["tokens"]
-
-
-@pytest.mark.slow
-def test_two_ranks_sample_score_and_train_as_one_process_does_in_grpo(tmp_path):
-    """Three prompts on two ranks: uneven shares, the same samples, the same baselines, the same update."""
-    finish(start(tmp_path / "one", 4, module="tests.training_grpo"))
-    finish(start(tmp_path / "two", 4, ranks=2, module="tests.training_grpo"))
-    one, two = (read_metrics(tmp_path / x / "metrics.jsonl", "train") for x in ("one", "two"))
-    for a, b in zip(one, two, strict=True):
-        for name in ("reward", "loss", "grad_norm", "completion_length/mean", "flat_groups", "unscored", "entropy"):
-            assert a[name] == pytest.approx(b[name], rel=1e-4, abs=1e-6), name
 
 
 def test_grpo_with_the_real_engine_resumes_bit_for_bit(tmp_path):
@@ -171,7 +127,7 @@ def test_grpo_with_the_real_engine_resumes_bit_for_bit(tmp_path):
 @pytest.mark.slow
 def test_bfloat16_autocast_trains_close_to_float32(tmp_path):
     for name, bf16 in (("float32", ""), ("bfloat16", "1")):  # a process takes one precision
-        finish(start(tmp_path / name, 3, TESTS_NO_DROPOUT="1", TESTS_BF16=bf16))
+        finish(start("tests.training", tmp_path / name, 3, TESTS_NO_DROPOUT="1", TESTS_BF16=bf16))
     a, b = (read_metrics(tmp_path / x / "metrics.jsonl", "train") for x in ("float32", "bfloat16"))
     assert a[0]["loss"] != b[0]["loss"]
     assert [x["loss"] for x in a] == pytest.approx([x["loss"] for x in b], rel=0.02)

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from alignment.models import Policy
 from alignment.packing import conversation
 from alignment.packing.sequence_parallel import ALONE
 from alignment.trainer import Trainer, make_accelerator
-from alignment.types import Tree
+from alignment.types import Rollout, Tree
 from tests.tiny import tiny_model, tiny_tokenizer
 
 
@@ -33,6 +34,20 @@ def rows(n: int = 24, seed: int = 0) -> list[Tree]:
         scored = np.arange(length) >= length // 2
         out.append(conversation(rng.integers(5, 300, length).tolist(), scored))
     return out
+
+
+def reward_rollouts(rollouts: list[Rollout], reward: Callable[[Rollout], float | None]) -> dict[str, float]:
+    """What a runner with one reward called "low" does."""
+    for r in rollouts:
+        r.reward = reward(r)
+        r.reward_terms = {"low": r.reward}
+    scored = [r.reward for r in rollouts if r.reward is not None]
+    means = {"rewards/low": sum(scored) / len(scored)} if scored else {}
+    return means | {"unscored/low": float(len(rollouts) - len(scored))}
+
+
+def share_below(limit: int, rollout: Rollout) -> float:
+    return float(np.mean([t < limit for t in rollout.token_ids]))
 
 
 def weights_hash(model: torch.nn.Module) -> str:

@@ -1,11 +1,7 @@
-"""Small real distillation runs, for tests over ranks, cuts and resumes.
-
-python -m tests.training_distill KIND OUTPUT_DIR [steps] [save_every] [max_tokens]; KIND: see KINDS.
-"""
+"""Small real distillation runs, for tests over ranks, cuts and resumes."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -98,8 +94,3 @@ def train_distill(
     algorithm = make(folder if kind == "stored" else "", policy, **KINDS[kind])
     Trainer(accelerator, algorithm.student, tiny_tokenizer(), algorithm, settings, steps).train()
     return algorithm.student
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    train_distill(sys.argv[1], sys.argv[2], *map(int, sys.argv[3:]))

@@ -1,16 +1,11 @@
-"""Small real DPO runs, offline and online, for tests over ranks and resumes.
-
-python -m tests.training_dpo offline|online OUTPUT_DIR [steps] [save_every] [max_tokens]
-"""
+"""Small real DPO runs, offline and online, for tests over ranks and resumes."""
 
 from __future__ import annotations
 
 import copy
-import sys
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from alignment.algorithms.dpo import Dpo, DpoConfig
 from alignment.algorithms.online_dpo import OnlineDpo, OnlineDpoConfig
@@ -22,6 +17,7 @@ from alignment.rollout import TransformersEngine
 from alignment.trainer import Trainer, make_accelerator
 from alignment.types import Prompt, Rollout, Sampling, Segment, Tree
 from tests.tiny import tiny_model, tiny_tokenizer
+from tests.training import reward_rollouts, share_below
 
 
 def pairs(n: int = 12, seed: int = 0) -> list[Tree]:
@@ -66,20 +62,14 @@ def train_dpo(
 
 def count_low_tokens(rollouts: list[Rollout]) -> dict[str, float]:
     """Reward: the share of tokens below 256, in steps of a third; some samples are unscored, some prompts tie."""
-    for r in rollouts:
-        share = float(np.mean([t < 256 for t in r.token_ids]))
-        r.reward = None if r.token_ids[0] % 5 == 0 else round(3 * share) / 3
-    return {
-        "rewards/low": sum(r.reward or 0.0 for r in rollouts),
-        "unscored/low": sum(r.reward is None for r in rollouts),
-    }
+    return reward_rollouts(rollouts, lambda r: None if r.token_ids[0] % 5 == 0 else round(3 * share_below(256, r)) / 3)
 
 
 def train_online(
     folder: str, steps: int = 4, save_every: int = 0, max_tokens: int = 80, policy: Policy | None = None
 ) -> Policy:
     settings = TrainConfig(
-        output_dir=folder, learning_rate=3e-3, save_every=save_every, max_tokens_per_micro_batch=max_tokens
+        output_dir=folder, learning_rate=1e-3, save_every=save_every, max_tokens_per_micro_batch=max_tokens
     )
     accelerator = make_accelerator(settings)
     policy = policy or Policy(tiny_model("qwen3"))
@@ -92,14 +82,9 @@ def train_online(
         count_low_tokens,
         OnlineDpoConfig(prompts_per_step=5, group_size=3),
         DpoConfig(),
-        Sampling(max_tokens=9, seed=2, top_k=50, stop_token_ids=tuple(range(60))),
+        Sampling(max_tokens=9, seed=2, stop_token_ids=tuple(range(60))),
         Reference(policy, frozen(policy), max_tokens),
         seed=3,
     )
     Trainer(accelerator, policy, tiny_tokenizer(), algorithm, settings, steps).train()
     return policy
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    {"offline": train_dpo, "online": train_online}[sys.argv[1]](sys.argv[2], *map(int, sys.argv[3:]))

@@ -1,16 +1,11 @@
-"""A small real GRPO run with the embedded engine, for tests over ranks and resumes.
-
-python -m tests.training_grpo OUTPUT_DIR [steps] [save_every]
-"""
+"""A small real GRPO run with the embedded engine, for tests over ranks and resumes."""
 
 from __future__ import annotations
 
 import copy
-import sys
 import time
 
 import numpy as np
-import torch
 
 from alignment.algorithms.grpo import Grpo, GrpoConfig
 from alignment.config import TrainConfig
@@ -21,6 +16,7 @@ from alignment.rollout import TransformersEngine
 from alignment.trainer import Trainer, make_accelerator
 from alignment.types import Prompt, Rollout, Sampling
 from tests.tiny import tiny_model, tiny_tokenizer
+from tests.training import reward_rollouts, share_below
 
 
 class Apart:
@@ -53,9 +49,7 @@ class Apart:
 
 def count_low_tokens(rollouts: list[Rollout]) -> dict[str, float]:
     """Reward: the share of tokens below 100; some samples have no signal, some are unscored."""
-    for r in rollouts:
-        r.reward = None if r.token_ids[0] % 11 == 0 else float(np.mean([t < 100 for t in r.token_ids]))
-    return {"rewards/low": 0.0}
+    return reward_rollouts(rollouts, lambda r: None if r.token_ids[0] % 11 == 0 else share_below(100, r))
 
 
 def train_grpo(
@@ -87,8 +81,3 @@ def train_grpo(
     )
     Trainer(accelerator, policy, tiny_tokenizer(), algorithm, config, steps).train()
     return policy
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    train_grpo(sys.argv[1], *map(int, sys.argv[2:]))

@@ -1,12 +1,8 @@
-"""A small real PPO run with the embedded engine, for tests over ranks and resumes.
-
-python -m tests.training_ppo OUTPUT_DIR [steps] [save_every]
-"""
+"""A small real PPO run with the embedded engine, for tests over ranks and resumes."""
 
 from __future__ import annotations
 
 import copy
-import sys
 from typing import Any
 
 import numpy as np
@@ -22,14 +18,12 @@ from alignment.rollout import TransformersEngine
 from alignment.trainer import Trainer, make_accelerator
 from alignment.types import Prompt, Rollout, Sampling
 from tests.tiny import tiny_config, tiny_model, tiny_tokenizer
-from tests.training import rows
+from tests.training import reward_rollouts, rows, share_below
 
 
 def reward_low_tokens(rollouts: list[Rollout]) -> dict[str, float]:
     """Reward: the share of tokens below 100; some samples are unscored."""
-    for r in rollouts:
-        r.reward = None if r.token_ids[0] % 11 == 0 else float(np.mean([t < 100 for t in r.token_ids]))
-    return {"rewards/low": 0.0}
+    return reward_rollouts(rollouts, lambda r: None if r.token_ids[0] % 11 == 0 else share_below(100, r))
 
 
 def tiny_actor_critic(arch: str = "qwen3", shared: bool = False) -> ActorCritic:
@@ -79,8 +73,3 @@ def train_ppo(
     optimizer = make_optimizer(model, config, {"value": algorithm.config.value_learning_rate})
     Trainer(accelerator, model, tiny_tokenizer(), algorithm, config, steps, optimizer=optimizer).train()
     return model
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    train_ppo(sys.argv[1], *map(int, sys.argv[2:]), mini_batches=2, ptx_coef=0.5)

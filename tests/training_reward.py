@@ -1,14 +1,8 @@
-"""A small real training of a reward model, for tests over ranks and resumes.
-
-python -m tests.training_reward OUTPUT_DIR [steps] [save_every] [max_tokens]
-"""
+"""A small real training of a reward model, for tests over ranks and resumes."""
 
 from __future__ import annotations
 
-import sys
-
 import numpy as np
-import torch
 
 from alignment.algorithms.reward_model import RewardModelConfig, RewardModeling
 from alignment.config import TrainConfig
@@ -56,8 +50,3 @@ def train_reward_model(
     algorithm = RewardModeling(trees or comparisons(), 5, 1, RewardModelConfig(centre_coef=0.01))
     Trainer(accelerator, model, tiny_tokenizer(), algorithm, settings, steps).train()
     return model
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    train_reward_model(sys.argv[1], *map(int, sys.argv[2:]))

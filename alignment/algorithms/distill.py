@@ -17,12 +17,12 @@ import numpy as np
 import torch
 
 from alignment.algorithms.rollouts import (
-    add_reward_metrics,
     generate_together,
     prompts_fingerprint,
     refuse_other_prompts,
     rollout_stats,
     sample_records,
+    score_groups,
 )
 from alignment.algorithms.teachers import Teachers, bare
 from alignment.config import check_values
@@ -214,7 +214,7 @@ class Distill:
         indices = self.order.take(c.prompts_per_step)[rank() :: world_size()]
         groups = generate_together(on.engine, [on.prompts[i] for i in indices], c.group_size, on.sampling, step)
         if on.score is not None:
-            add_reward_metrics(stats, on.score([r for g in groups for r in g]), len(groups))
+            score_groups(on.score, groups, stats)
         without_reward = {"reward", "reward_std", "unscored"} if on.score is None else set()
         stats |= {name: value for name, value in rollout_stats(groups).items() if name not in without_reward}
         vocabulary = self._teachers.vocabulary

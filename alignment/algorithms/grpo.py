@@ -17,7 +17,6 @@ import torch
 from alignment.algorithms.entropy import EntropyControl
 from alignment.algorithms.rollouts import (
     add_ref_logprobs,
-    add_reward_metrics,
     check_prompts,
     generate_together,
     loss_mask,
@@ -26,6 +25,7 @@ from alignment.algorithms.rollouts import (
     rollout_stats,
     sample_records,
     sampler_stats,
+    score_groups,
     split_over_ranks,
     surrogate_stats,
 )
@@ -195,8 +195,7 @@ class Grpo:
             places = range(first, first + missing)[rank() :: world_size()]
             groups = self._generate(step, missing, first == 0)
             first += missing
-            metrics = self.score([r for g in groups for r in g])
-            add_reward_metrics(stats, metrics, len(groups))
+            score_groups(self.score, groups, stats)
             signal = [self._has_signal(g) for g in groups]
             for prompt_id, rewards in gather_objects([(g[0].prompt.id, [r.reward for r in g]) for g in groups]):
                 self.curriculum.observe(prompt_id, PromptScore.of(rewards))

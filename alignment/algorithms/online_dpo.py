@@ -16,7 +16,6 @@ import torch
 from alignment.algorithms.dpo import DpoConfig, pair_loss
 from alignment.algorithms.reference import Reference
 from alignment.algorithms.rollouts import (
-    add_reward_metrics,
     check_prompts,
     generate_together,
     loss_mask,
@@ -24,6 +23,7 @@ from alignment.algorithms.rollouts import (
     refuse_other_prompts,
     rollout_stats,
     sample_records,
+    score_groups,
 )
 from alignment.config import check_values
 from alignment.data.curriculum import Curriculum
@@ -79,7 +79,7 @@ class OnlineDpo:
         prompts = [self.prompts[i] for i in indices]
         groups = generate_together(self.engine, prompts, self.config.group_size, self.sampling, step)
         stats: dict[str, Any] = {}
-        add_reward_metrics(stats, self.score([r for g in groups for r in g]), len(groups))
+        score_groups(self.score, groups, stats)
         found = [best_and_worst(g) for g in groups]
         pairs = [pair for pair in found if isinstance(pair, tuple)]
         trees = [pair_tree(*pair) for pair in pairs]

@@ -18,7 +18,6 @@ import torch
 from alignment.algorithms.ppo_parts import AdaptiveKl, Pretraining, RunningMoments, explained_variance, whiten
 from alignment.algorithms.rollouts import (
     add_ref_logprobs,
-    add_reward_metrics,
     check_prompts,
     generate_together,
     loss_mask,
@@ -27,6 +26,7 @@ from alignment.algorithms.rollouts import (
     rollout_stats,
     sample_records,
     sampler_stats,
+    score_groups,
     split_over_ranks,
     surrogate_stats,
 )
@@ -163,7 +163,7 @@ class Ppo:
         todo = [p for p in prompts if p.id not in known]
         groups = generate_together(self.engine, todo, self.config.group_size, self.sampling, step)
         stats: dict[str, Any] = {"prompts_sampled": (len(todo), None)}
-        add_reward_metrics(stats, self.score([r for g in groups for r in g]) if groups else {}, len(groups))
+        score_groups(self.score, groups, stats)
         trees = [self._tree(g) for g in groups]
         if self.value_only and self.old == "old_logprobs":  # kept with the samples; later they come with the values
             add_logprobs(self.model.policy, trees, self.old, self.max_tokens, self.sampling.temperature)

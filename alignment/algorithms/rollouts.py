@@ -6,7 +6,7 @@ Shapes: P prompts, G samples per prompt, N scored tokens.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -88,14 +88,21 @@ def split_over_ranks(places: Sequence[int], mini_batches: int, shuffle: Sequence
     return [[own[place] for place in part if place in own] for part in parts]
 
 
-def add_reward_metrics(stats: dict[str, Any], metrics: Mapping[str, float], groups: int) -> None:
-    """Counts of unscored terms add up over rounds and ranks; everything else is a mean over groups."""
-    for name, value in metrics.items():
+def score_groups(
+    score: Callable[[list[Rollout]], Mapping[str, float]], groups: Sequence[Sequence[Rollout]], stats: dict[str, Any]
+) -> None:
+    """Set the rewards and add the metrics to `stats`: over rounds and ranks, counts of unscored terms add up, the mean
+    of a reward is over its terms, and whatever else rewards report is a mean over rollouts."""
+    rollouts = [r for g in groups for r in g]
+    for name, value in (score(rollouts) if rollouts else {}).items():
         if name.startswith("unscored/"):
             stats[name] = (stats.get(name, (0.0, None))[0] + value, None)
         else:
+            weight = len(rollouts)
+            if name.startswith("rewards/"):
+                weight = sum(r.reward_terms.get(name.removeprefix("rewards/")) is not None for r in rollouts)
             total, count = stats.get(name, (0.0, 0))
-            stats[name] = (total + value * groups, count + groups)
+            stats[name] = (total + value * weight, count + weight)
 
 
 def rollout_stats(groups: Sequence[Sequence[Rollout]]) -> dict[str, Any]:
