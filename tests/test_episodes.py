@@ -1,7 +1,5 @@
 """Multi-turn episodes: a tiny model that really calls tools, tokens exactly as sampled, tools that misbehave."""
 
-import doctest
-import json
 import math
 import threading
 from dataclasses import replace
@@ -10,10 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-import alignment.chat.tool_calls
 from alignment.algorithms.grpo import Grpo, GrpoConfig
 from alignment.chat.template import stop_token_ids
-from alignment.chat.tool_calls import ToolCall, ToolResponses, read_calls, turn_message
+from alignment.chat.tool_calls import ToolCall, ToolResponses
 from alignment.config import TrainConfig
 from alignment.data.curriculum import Curriculum
 from alignment.data.prompts import build_prompts
@@ -28,7 +25,7 @@ from alignment.rollout.thinking import STOP_THINKING
 from alignment.rollout.tools import Turn, run_turns
 from alignment.trainer import Trainer, make_accelerator
 from alignment.types import Prompt, Sampling, Segment
-from recipes.tools import Tools, calculator
+from recipes.tools import calculator
 from rewards import RewardRunner
 from rewards.specs import read_specs
 from tests.chat_templates import QWEN3
@@ -271,41 +268,6 @@ def test_calls_that_no_tool_can_answer():
 # --- calls and templates ----------------------------------------------------------------------------------------------
 
 
-def test_docstring_examples():
-    assert doctest.testmod(alignment.chat.tool_calls).failed == 0
-
-
-@pytest.mark.parametrize(
-    ("turn", "expected"),
-    [
-        ("The answer is 5.", []),
-        ('<tool_call>{"name": "a", "arguments": {"x": 1}}</tool_call>', [("a", {"x": 1}, False)]),
-        ('So\n<tool_call>\n{"name": "a"}\n</tool_call>\n<tool_call>{"name": "b", "arguments": "{}"}</tool_call>',
-         [("a", {}, False), ("b", {}, False)]),
-        ('<think><tool_call>{"name": "a"}</tool_call></think>no call', []),
-        ('<think>so far <tool_call>{"name": "a"}</tool_call>', []),
-        ('<tool_call>{"name": "a"}', [("a", {}, False)]),
-        ("<tool_call>{'name': 'a'}</tool_call>", [("", {}, True)]),
-        ('<tool_call>["a"]</tool_call>', [("", {}, True)]),
-        ('<tool_call>{"arguments": {}}</tool_call>', [("", {}, True)]),
-        ('<tool_call>{"name": 3, "arguments": {}}</tool_call>', [("", {}, True)]),
-        ('<tool_call>{"name": "a", "arguments": [1]}</tool_call>', [("", {}, True)]),
-        ("<tool_call>" + "[" * 100_000 + "</tool_call>", [("", {}, True)]),
-    ],
-)  # fmt: skip
-def test_calls_are_read(turn, expected):
-    assert [(c.name, dict(c.arguments), bool(c.error)) for c in read_calls(turn)] == expected
-
-
-def test_a_turn_as_a_message_keeps_its_thinking_and_takes_the_calls_out():
-    turn = '<think>so</think>\n\nI ask.\n<tool_call>{"name": "a"}</tool_call>'
-    message = turn_message(turn, read_calls(turn))
-    assert message["content"] == "<think>so</think>\n\nI ask."
-    assert message["tool_calls"] == [{"type": "function", "function": {"name": "a", "arguments": {}}}]
-    broken = "<tool_call>{</tool_call>"
-    assert turn_message(broken, read_calls(broken)) == {"role": "assistant", "content": broken}
-
-
 @pytest.mark.parametrize("enable_thinking", [None, False])
 @pytest.mark.parametrize("template", ["chatml", "qwen3"])
 def test_what_follows_a_turn_is_what_the_template_shows(template, enable_thinking):
@@ -430,108 +392,6 @@ def test_rewards_get_the_episodes_messages_and_verifiers_its_last_answer():
     RewardRunner([("calls", reward, 1.0), ("math", spec.build(), 1.0)], timeout_s=60)(all_of(groups))
     assert [[m["role"] for m in c] for c in seen] == [["assistant", "tool", "assistant"]] * 3
     assert [r.reward_terms for r in all_of(groups)] == [{"calls": 1.0, "math": 1.0}] * 3
-
-
-# --- the recipes' tools -----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("expression", "value"),
-    [
-        ("12 * 12", "144"), ("48 / 2", "24"), ("1 / 3", "0.333333333333"), ("2^10", "1024"), ("2 ** -1", "0.5"),
-        ("-(3 + 4) * 2", "-14"), ("7 // 2 + 7 % 2", "4"), ("sqrt(16) + max(1, 2)", "6"), ("round(2 * pi, 3)", "6.283"),
-    ],
-)  # fmt: skip
-def test_the_calculator_calculates(expression, value):
-    assert calculator(expression) == value
-
-
-@pytest.mark.parametrize(
-    "expression", ["9 ** 9 ** 9", "__import__('os')", "open('x')", "x", "1 +", "'a' * 9", "[1]", ""]
-)
-def test_the_calculator_does_nothing_else(expression):
-    with pytest.raises((ValueError, SyntaxError)):
-        calculator(expression)
-
-
-def lookup(word: str, times: int = 1) -> str:
-    """
-    Looks a word up.
-
-    Args:
-        word: The word.
-        times: How often.
-    """
-    return word * times
-
-
-def without_hints(word):
-    """Has no schema."""
-
-
-def test_tools_are_offered_with_their_schemas():
-    tools = Tools(["calculator", "search", f"{__name__}:lookup"])
-    plain, documents, own = tools.offer(
-        [{"question": "?"}, {"question": "?", "passages": ["a"]}, {"question": "?", "tools": []}]
-    )
-    names = [[schema["function"]["name"] for schema in row["tools"]] for row in (plain, documents, own)]
-    assert names == [["calculator", "lookup"], ["calculator", "lookup", "search"], []]
-    properties = plain["tools"][1]["function"]["parameters"]["properties"]
-    assert properties == {"word": {"type": "string", "description": "The word."},
-                          "times": {"type": "integer", "description": "How often."}}  # fmt: skip
-    prompt_of = {name: Prompt("p", [], [1], row) for name, row in (("plain", plain), ("own", own), ("docs", documents))}
-    assert list(tools.of(prompt_of["docs"])) == ["calculator", "lookup", "search"] and tools.of(prompt_of["own"]) == {}
-    assert tools.of(prompt_of["plain"])["lookup"]({"word": "ab", "times": 2}) == "abab"
-    with pytest.raises(TypeError, match="missing a required argument: 'word'"):
-        tools.of(prompt_of["plain"])["lookup"]({"wrd": "ab"})
-    for names, message in (
-        (["calculater"], "there is no tool 'calculater'; there are calculator, python, search"),
-        ([f"{__name__}:nothing"], "has no 'nothing'"),
-        ([f"{__name__}:without_hints"], "without_hints has no schema"),
-    ):
-        with pytest.raises(UserError, match=message):
-            Tools(names)
-    with pytest.raises(UserError, match="row 1: `search` is its only tool"):
-        Tools(["search"]).offer([{"question": "?"}])
-
-
-def test_rows_whose_tools_cannot_be_executed_are_counted_before_a_run(caplog):
-    schema = {"type": "function", "function": {"name": "telephone", "parameters": {}}}
-    rows = [{"question": "?"}, {"question": "?", "tools": [schema]}, {"question": "?", "tools": json.dumps([schema])}]
-    assert Tools(["calculator"]).offer(rows)[1:] == rows[1:]
-    assert "2 of 3 rows offer tools that are not executed here (telephone)" in caplog.text
-    for row, message in (
-        ({"prompt": "2 + 3 ="}, "row 2: `prompt` is a text, and tools need messages"),
-        ({"question": "?", "tools": [{"type": "function"}]}, "row 2: column tools needs schemas of functions"),
-        ({"question": "?", "tools": "{"}, "row 2: column tools is not valid JSON"),
-    ):
-        with pytest.raises(UserError, match=message):
-            Tools(["calculator"]).offer([{"question": "?"}, row])
-    assert Tools(["calculator"]).offer([{"prompt": "2 + 3 =", "tools": []}])
-
-
-def test_search_finds_the_passages_that_hold_the_words():
-    passages = [
-        {"id": "eiffel", "text": "The Eiffel Tower in Paris is 330 metres high."},
-        {"id": "berlin", "text": "Berlin is a city with a television tower."},
-        {"id": "zh", "text": "北京是中国的首都。"},
-    ]
-    row = Tools(["search"]).offer([{"question": "?", "passages": passages}])[0]
-    search = Tools(["search"]).of(Prompt("p", [], [1], row))["search"]
-    assert search({"query": "how high is the Eiffel tower?"}).startswith("[eiffel] The Eiffel Tower")
-    assert search({"query": "首都"}).startswith("[zh]") and search({"query": "zebra"}) == "(no passage fits)"
-
-
-def test_python_runs_in_the_sandbox():
-    row = Tools(["python"]).offer([{"question": "?"}])[0]
-    python = Tools(["python"]).of(Prompt("p", [], [1], row))["python"]
-    assert python({"code": "print(sum(range(10)))"}) == "45\n"
-    assert python({"code": "x = 1"}) == "(nothing was printed)"
-    with pytest.raises(RuntimeError, match="ZeroDivisionError") as failure:
-        python({"code": "print('before')\n1 / 0"})
-    assert "before" in str(failure.value) and "sandbox" not in str(failure.value)
-    with pytest.raises(RuntimeError, match="Error"):
-        python({"code": "open('/etc/passwd').read(); import socket; socket.create_connection(('localhost', 1))"})
 
 
 def test_stop_tokens_of_the_template_end_turns():
