@@ -29,7 +29,6 @@ HIGHER_IS_BETTER = ("reward", "pass", "accuracy", "margin", "tokens_per_second")
 LOWER_IS_BETTER = ("loss", "perplexity", "error", "unparsed", "timeout")
 PLAIN_SECONDS = 5.0
 SMOOTHING_STEPS = 20
-STATUS_VALUES = 4
 TABLE_ROWS = 16
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import json
 import sys
 import time
@@ -22,12 +21,11 @@ from typing import Any, Literal
 import yaml
 
 from alignment.errors import UserError
+from alignment.fingerprint import content_fingerprint
 from alignment.metrics import replace_file
 from alignment.pipeline import Pipeline, Stage
 from alignment.pipeline_process import Interrupted, group_is_alive, run_process, services_running
 
-_WHOLE = 1 << 28  # bytes up to which a file is read as a whole for its fingerprint
-_BLOCKS, _BLOCK = 1024, 1 << 16  # of a larger one: how many pieces, and their bytes
 SHOWN_LINES = 15
 
 Action = Literal["finished", "run", "resume", "anew", "waits"]
@@ -43,25 +41,6 @@ class Plan:
 
 
 # --- what a stage is run with -----------------------------------------------------------------------------------------
-
-
-def print_of(path: Path) -> str:
-    """A fingerprint of a file's or folder's content. Of files above 256 MiB evenly spread pieces count, with the size
-    and the time of the last change."""
-    digest = hashlib.sha256()
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    for file in files:
-        size = file.stat().st_size
-        digest.update(f"{file.relative_to(path) if path.is_dir() else ''} {size}\n".encode())
-        with file.open("rb") as stream:
-            if size <= _WHOLE:
-                digest.update(stream.read())
-                continue
-            digest.update(f"{file.stat().st_mtime_ns}".encode())
-            for i in range(_BLOCKS):
-                stream.seek(i * (size - _BLOCK) // (_BLOCKS - 1))
-                digest.update(stream.read(_BLOCK))
-    return digest.hexdigest()[:16]
 
 
 def command_of(pipeline: Pipeline, stage: Stage) -> list[str]:
@@ -84,7 +63,7 @@ def log_path(pipeline: Pipeline, stage: Stage) -> Path:
     return pipeline.state / f"{stage.name}.log"
 
 
-def _settings(pipeline: Pipeline, stage: Stage) -> dict[str, Any]:
+def _settings(stage: Stage) -> dict[str, Any]:
     services = {service.name: service.command for service in stage.services}
     found = {
         "recipe": stage.recipe,
@@ -141,7 +120,7 @@ def plan(pipeline: Pipeline, stage: Stage, to_run: Sequence[str] = (), forced: b
         )
     if upstream:
         return Plan("waits", f"kept if {upstream} writes the same as before")
-    settings, inputs = _settings(pipeline, stage), {path: print_of(Path(path)) for path in stage.inputs}
+    settings, inputs = _settings(stage), {path: content_fingerprint(Path(path), times=True) for path in stage.inputs}
     changes = [_difference(record.get("settings", {}), settings, "settings"),
                _difference(record.get("inputs", {}), inputs, "inputs")]  # fmt: skip
     if any(changes):
@@ -204,8 +183,8 @@ def _run_stage(pipeline: Pipeline, stage: Stage, found: Plan, say: Callable[[str
     command, log = command_of(pipeline, stage), log_path(pipeline, stage)
     record = {
         "status": "started",
-        "settings": _settings(pipeline, stage),
-        "inputs": {path: print_of(Path(path)) for path in stage.inputs},
+        "settings": _settings(stage),
+        "inputs": {path: content_fingerprint(Path(path), times=True) for path in stage.inputs},
         "command": command,
         "started": time.strftime("%Y-%m-%d %H:%M:%S"),
     }

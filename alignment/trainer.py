@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -91,17 +91,12 @@ def zero_of(output: Any) -> torch.Tensor:
     return sum((zero_of(x) for x in inner if x is not None), torch.zeros(()))
 
 
-class Trainable(Protocol):
-    """A module over packed rows (Policy, ScalarModel, ActorCritic). parts: the models that a checkpoint holds, by the
-    name of their folder; "model" is the one that the run is about."""
-
-    @property
-    def parts(self) -> Mapping[str, Any]: ...
-
-
 class Trainer:
-    """Runs `algorithm` on `policy` for `total_steps`; see TrainConfig for what it saves, evaluates and logs. group: the
-    ranks that the algorithm gives the same rows, each of which then trains on its part of them."""
+    """Runs `algorithm` on `policy` for `total_steps`; see TrainConfig for what it saves, evaluates and logs.
+
+    policy: a module over packed rows (Policy, ScalarModel, ActorCritic) whose `parts` are the models that a checkpoint
+    holds, by the name of their folder; "model" is the one that the run is about. group: the ranks that the algorithm
+    gives the same rows, each of which then trains on its part of them."""
 
     def __init__(
         self,

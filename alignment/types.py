@@ -167,7 +167,10 @@ class PackedBatch:
 
 
 class Engine(Protocol):
-    """Makes rollouts for every method. `step` enters the random streams and stamps the rollouts."""
+    """Makes rollouts for every method. `step` enters the random streams and stamps the rollouts.
+
+    An attribute `remote` (default False) says that it samples from weights of its own, as given to `load_weights`.
+    """
 
     def generate(self, prompts: Sequence[Prompt], n: int, sampling: Sampling, step: int = 0) -> list[list[Rollout]]: ...
 

@@ -19,16 +19,15 @@ import numpy as np
 import recipes  # noqa: F401  refuses to start when a foreign package shadows ours
 from alignment.chat.messages import check_messages
 from alignment.config import check_values, parse
-from alignment.data.decontaminate import ValidationTexts
 from alignment.data.funnel import Funnel, FunnelReport, by_domain, check_weights, share_out
 from alignment.data.load import load_rows, require_columns
 from alignment.data.sampled import KEPT_COLUMNS, check_response, whole_response
 from alignment.errors import UserError, about
 from recipes import cold_start_filters as filters
-from recipes.common import run
+from recipes.common import check_verifier, run
+from recipes.decontaminate import ValidationTexts
 from recipes.fusion import question_of, write_rows
 from recipes.responses import OWN_COLUMNS
-from rewards.routed_verifier import find_verifier
 
 Row = dict[str, Any]
 COLUMNS = ("domain", "queries", "queries kept", "responses", "responses kept", "rows")
@@ -169,10 +168,7 @@ def query_row(record: Row) -> Row:
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Runs the recipe and returns the report."""
     (recipe,) = parse(ColdStartRecipe, arguments=arguments)
-    try:
-        find_verifier(recipe.verifier)
-    except ValueError as error:
-        raise UserError(f"verifier: {error}") from error
+    check_verifier(recipe.verifier)
     groups = read_groups(recipe.candidates)
     queries = [group[0] for group in groups.values()]
     of_queries, kept_queries = filter_queries(recipe, queries)

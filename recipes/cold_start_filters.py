@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from alignment.chat.thinking import parse_response
-from alignment.data.decontaminate import ValidationTexts, tokens_of
+from recipes.decontaminate import ValidationTexts, tokens_of
 from rewards import get_reward
 from verifiers import NoAnswerKeyError, answer_key, cannot_judge, gold_response, verify
 from verifiers.language import language_mix, mixing

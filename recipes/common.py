@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 import torch.distributed as dist
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
@@ -22,6 +21,7 @@ from alignment.distributed import failure_elsewhere, gather_objects, rank, tell_
 from alignment.errors import UserError, as_line
 from alignment.evaluate import pass_rate
 from alignment.types import Engine, Prompt, Rollout, Sampling
+from rewards.routed_verifier import find_verifier
 
 Score = Callable[[list[Rollout]], dict[str, float]]
 LAST_S = 4.0
@@ -104,23 +104,19 @@ def _of_rank() -> str:
     return f" on rank {rank()}" if world_size() > 1 else ""
 
 
+def check_verifier(name: str) -> None:
+    """Raises UserError for a verifier or routing file that there is not."""
+    try:
+        find_verifier(name)
+    except ValueError as error:
+        raise UserError(f"verifier: {error}") from error
+
+
 def write_settings(folder: str, *configs: Any) -> None:
     """All settings of the run as config.json in its folder."""
     if rank() == 0:
         Path(folder).mkdir(parents=True, exist_ok=True)
         (Path(folder) / "config.json").write_text(json.dumps(as_dict(*configs), indent=2, default=str))
-
-
-def weights_fingerprint(model: torch.nn.Module, adapters: bool = True) -> list[float]:
-    """Numbers that change with the weights: per parameter, the sum of at most 1,024 evenly spread entries.
-    adapters=False leaves those of LoRA out."""
-    out = []
-    for name, parameter in model.named_parameters():
-        if not adapters and ".lora_" in name:
-            continue
-        flat = parameter.detach().reshape(-1)
-        out.append(float(flat[:: max(1, flat.numel() // 1024)].double().sum()))
-    return out
 
 
 def sample_pass_rate(

@@ -19,10 +19,10 @@ import recipes  # noqa: F401  refuses to start when a foreign package shadows ou
 from alignment.algorithms.distill import Distill, DistillConfig, OffPolicy, OnPolicy
 from alignment.algorithms.teachers import DEFAULT, StoredTargets, Teachers
 from alignment.config import TrainConfig, check_values, parse
-from alignment.data.curriculum import fingerprint
 from alignment.data.load import load_rows
 from alignment.data.sft_rows import encode_sft_rows
 from alignment.errors import UserError, about
+from alignment.fingerprint import fingerprint, weights_fingerprint
 from alignment.models.load import load_policy
 from alignment.models.student import Student
 from alignment.models.teacher import Teacher, load_teacher, vocabulary_of
@@ -30,7 +30,7 @@ from alignment.models.teacher_server import load_server_teacher
 from alignment.trainer import Trainer, make_accelerator
 from alignment.types import Engine, Prompt
 from recipes import rollouts
-from recipes.common import make_sampling, run, weights_fingerprint, write_settings
+from recipes.common import make_sampling, run, write_settings
 from recipes.engines import EngineConfig
 from recipes.rollouts import RolloutRecipe, make_engine, make_evaluation, make_score
 from rewards.specs import RewardEntry

@@ -18,17 +18,17 @@ import recipes  # noqa: F401  refuses to start when a foreign package shadows ou
 from alignment.algorithms.dpo import Dpo, DpoConfig, check_pairs, heldout_pairs
 from alignment.algorithms.reference import Reference, precompute
 from alignment.config import TrainConfig, check_values, parse
-from alignment.data.curriculum import fingerprint
 from alignment.data.load import load_rows
 from alignment.data.preference_rows import PreferenceReport, encode_preference_rows
 from alignment.distributed import rank, world_size
 from alignment.errors import UserError, about
+from alignment.fingerprint import fingerprint, weights_fingerprint
 from alignment.models import Policy
 from alignment.models.load import load_policy, switch_dropout_off
 from alignment.optim.online_merging import OnlineMergingConfig, make_merging_optimizer
 from alignment.trainer import Evaluation, Trainer, make_accelerator
 from alignment.types import Tree
-from recipes.common import run, weights_fingerprint, write_settings
+from recipes.common import run, write_settings
 
 
 @dataclass

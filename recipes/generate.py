@@ -21,14 +21,14 @@ from trl import ModelConfig
 
 import recipes  # noqa: F401  refuses to start when a foreign package shadows ours
 from alignment.config import check_values, parse
-from alignment.data.curriculum import fingerprint
 from alignment.data.sampled import ByVerdict, Response, accepted_rows, pair_rows, sort_responses, whole_response
 from alignment.distributed import gather_objects, rank, world_size
 from alignment.errors import UserError
+from alignment.fingerprint import fingerprint, weights_fingerprint
 from alignment.metrics import replace_file
 from alignment.models.load import load_policy
 from alignment.types import Engine, Prompt, Rollout, Sampling
-from recipes.common import Score, check_sampling, make_sampling, run, weights_fingerprint
+from recipes.common import Score, check_sampling, make_sampling, run
 from recipes.engines import EngineConfig, make_plain_engine
 from recipes.responses import Record, ResponseFile
 from recipes.rollouts import Modes, RolloutRecipe, load_prompts, make_score

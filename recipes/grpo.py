@@ -16,15 +16,16 @@ from trl import ModelConfig
 import recipes  # noqa: F401  refuses to start when a foreign package shadows ours
 from alignment.algorithms.grpo import Grpo, GrpoConfig
 from alignment.config import TrainConfig, check_values, parse
-from alignment.data.curriculum import Curriculum, PromptScore, ScoreFile, fingerprint
+from alignment.data.curriculum import Curriculum, PromptScore, ScoreFile
 from alignment.distributed import gather_objects, rank, world_size
 from alignment.errors import UserError
+from alignment.fingerprint import fingerprint, weights_fingerprint
 from alignment.models import Policy
 from alignment.models.load import load_policy, switch_dropout_off
 from alignment.optim.online_merging import OnlineMergingConfig, make_merging_optimizer
 from alignment.trainer import Trainer, make_accelerator
 from alignment.types import Prompt, Sampling
-from recipes.common import make_sampling, run, weights_fingerprint, write_settings
+from recipes.common import make_sampling, run, write_settings
 from recipes.engines import EngineConfig
 from recipes.rollouts import RolloutRecipe, load_prompts, make_engine, make_evaluation, make_score
 

@@ -17,15 +17,14 @@ import numpy as np
 
 import recipes  # noqa: F401  refuses to start when a foreign package shadows ours
 from alignment.config import check_values, parse
-from alignment.data.decontaminate import ValidationTexts, tokens_of
 from alignment.data.funnel import Funnel, FunnelReport, by_domain, check_weights, share_out
 from alignment.data.load import load_rows
 from alignment.errors import UserError
 from recipes import cold_start_filters as filters
 from recipes.cold_start import domain, query_row, read_groups
-from recipes.common import run
+from recipes.common import check_verifier, run
+from recipes.decontaminate import ValidationTexts, tokens_of
 from recipes.fusion import question_of, write_rows
-from rewards.routed_verifier import find_verifier
 
 Row = dict[str, Any]
 COLUMNS = ("domain", "queries", "eligible", "chosen", "pass rate eligible", "pass rate chosen")
@@ -130,10 +129,7 @@ def _mean_rate(rows: Sequence[Row]) -> float | str:
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Runs the recipe and returns the report."""
     (recipe,) = parse(SelectRecipe, arguments=arguments)
-    try:
-        find_verifier(recipe.verifier)
-    except ValueError as error:
-        raise UserError(f"verifier: {error}") from error
+    check_verifier(recipe.verifier)
     rows = with_rates(read_groups(recipe.responses), recipe.pass_score)
     funnel, eligible = select(recipe, rows)
     chosen = choose(recipe, eligible)

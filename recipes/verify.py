@@ -21,17 +21,16 @@ import recipes  # noqa: F401  refuses to start when a foreign package shadows ou
 from alignment.commands.verify.items import Item, Judged
 from alignment.commands.verify.summary import ALL, print_table, summarise, summary_table
 from alignment.config import check_values, parse
-from alignment.data.curriculum import fingerprint
 from alignment.data.load import load_rows
 from alignment.data.prompts import build_prompts
 from alignment.errors import UserError
+from alignment.fingerprint import fingerprint, weights_fingerprint
 from alignment.models.load import load_policy
 from alignment.types import Engine, Prompt, Sampling
 from recipes.budget_curve import check_matplotlib, lengths, read_budgets, responses_path, write_curve
-from recipes.common import check_sampling, make_sampling, run, weights_fingerprint
+from recipes.common import check_sampling, check_verifier, make_sampling, run
 from recipes.engines import EngineConfig, make_plain_engine
 from recipes.responses import Record, ResponseFile, as_record, settings_of
-from rewards.routed_verifier import find_verifier
 from verifiers import Verdict, verify_all
 
 CHUNK = 64  # prompts generated at a time: what a kill can cost
@@ -122,10 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     recipe, sampler, model = parse(VerifyRecipe, EngineConfig, ModelConfig, arguments=arguments)
     if recipe.thinking_budgets:
         check_matplotlib()
-    try:
-        find_verifier(recipe.verifier)
-    except ValueError as error:
-        raise UserError(f"verifier: {error}") from error
+    check_verifier(recipe.verifier)
     policy, tokenizer = load_policy(model)
     print_of_model = fingerprint(weights_fingerprint(policy), tokenizer.chat_template) if recipe.responses else ""
     policy.to("cuda" if torch.cuda.is_available() else "cpu")

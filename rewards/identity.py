@@ -1,23 +1,19 @@
 """What a reward's entry names on disk, as text or as a digest: artifacts made with it must not outlive a change of it.
 
-Settings and routing files are read whole, the models that they name included. A model's folder is digested from its
-small files whole, and from its weights by size, ends and evenly spread blocks, so that large models take no time: a
-model that was trained again differs in nearly every block.
+Settings and routing files are read whole; of the models that they name the content counts.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from alignment.fingerprint import content_fingerprint
 from rewards.registry import JUDGE_PREFIX, REWARD_MODEL_PREFIX, ROUTING_PREFIX
 
-WHOLE = 1 << 20  # files up to this many bytes are read whole
-BLOCK, BLOCKS = 4096, 256
 FILES, MODEL = (JUDGE_PREFIX, ROUTING_PREFIX), REWARD_MODEL_PREFIX
 
 
@@ -48,7 +44,7 @@ def _named(value: Any) -> Iterator[tuple[str, Path]]:
 
 def _contents_at(kind: str, path: Path) -> list[str]:
     if kind == MODEL:
-        return [digest_of_folder(path)] if path.is_dir() else []
+        return [content_fingerprint(path)] if path.is_dir() else []
     if not path.is_file():
         return []
     text = path.read_text()
@@ -57,19 +53,3 @@ def _contents_at(kind: str, path: Path) -> list[str]:
     except yaml.YAMLError:
         return [text]  # refused, with its place, when the reward is made
     return [text, *contents(inside)]
-
-
-def digest_of_folder(folder: Path) -> str:
-    """Of the names and contents of the files directly in it."""
-    digest = hashlib.sha256()
-    for file in sorted(path for path in folder.iterdir() if path.is_file()):
-        size = file.stat().st_size
-        digest.update(f"{file.name} {size};".encode())
-        with file.open("rb") as stream:
-            if size <= WHOLE:
-                digest.update(stream.read())
-                continue
-            for i in range(BLOCKS):
-                stream.seek(i * (size - BLOCK) // (BLOCKS - 1))
-                digest.update(stream.read(BLOCK))
-    return digest.hexdigest()[:16]

@@ -5,12 +5,12 @@ import math
 
 import pytest
 
-from alignment.data.decontaminate import ValidationTexts
 from alignment.data.funnel import Funnel, FunnelReport, share_out
 from alignment.data.load import load_rows
 from alignment.errors import UserError
 from recipes import cold_start, select_queries
 from recipes import cold_start_filters as f
+from recipes.decontaminate import ValidationTexts
 from rewards.routed_verifier import find_verifier
 
 ROW = {"question": "What is 12 + 30?", "answer": "42"}

@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from alignment.data.curriculum import Curriculum, PromptScore, ScoreFile, fingerprint
+from alignment.data.curriculum import Curriculum, PromptScore, ScoreFile
 from alignment.errors import UserError
+from alignment.fingerprint import fingerprint
 
 IDS = [f"p{i}" for i in range(6)]
 PRINTS = {"model": "m", "sampling": "s", "reward": "r"}

@@ -4,7 +4,8 @@ import random
 
 import pytest
 
-from alignment.data.decontaminate import ValidationTexts, lcs_length, tokens_of
+from recipes.decontaminate import ValidationTexts, tokens_of
+from verifiers.text import lcs_length
 
 
 def plain_lcs(a, b):

@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+import alignment.fingerprint
 from alignment import pipeline_run
 from alignment.cli import main
 from alignment.errors import UserError
+from alignment.fingerprint import content_fingerprint
 from alignment.pipeline import read_pipeline
 from alignment.pipeline_process import group_is_alive
 
@@ -143,16 +145,16 @@ def test_a_changed_input_file_runs_its_stage_anew(made, capsys):
 def test_fingerprints_follow_the_content(tmp_path, monkeypatch):
     """Of files read whole, of folders, and of files too large for that."""
     for whole in (1 << 28, 0):
-        monkeypatch.setattr(pipeline_run, "_WHOLE", whole)
+        monkeypatch.setattr(alignment.fingerprint, "_WHOLE", whole)
         folder = tmp_path / str(whole) / "model"
         folder.mkdir(parents=True)
         (folder / "weights").write_bytes(bytes(200_000))
-        before = pipeline_run.print_of(folder)
-        assert pipeline_run.print_of(folder) == before
+        before = content_fingerprint(folder)
+        assert content_fingerprint(folder) == before
         (folder / "weights").write_bytes(b"\1" * 200_000)
-        changed = pipeline_run.print_of(folder)
+        changed = content_fingerprint(folder)
         (folder / "more").touch()
-        assert len({before, changed, pipeline_run.print_of(folder)}) == 3
+        assert len({before, changed, content_fingerprint(folder)}) == 3
 
 
 def test_from_runs_a_stage_anew_and_leaves_those_before_it(made, capsys):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from verifiers.registry import register_verifier
@@ -118,21 +118,26 @@ def _contains(answer: str, other: str) -> float:
 
 
 def _edit(left: str, right: str) -> float:
-    """1 - (insertions + deletions) / (characters of both), from the longest common subsequence.
+    """1 - (insertions + deletions) / (characters of both), from the longest common subsequence."""
+    return 2 * lcs_length(left, right) / (len(left) + len(right)) if left or right else 1.0
 
-    Its length is found a bit per character of `right` at a time (Hyyrö, Bit-parallel LCS-length computation revisited,
-    2004), so that no pair of texts takes long.
+
+def lcs_length(left: Sequence[str], right: Sequence[str]) -> int:
+    """Length of the longest common subsequence of two texts or lists, a bit per item of `right` at a time, so that no
+    pair takes long (Hyyrö, Bit-parallel LCS-length computation revisited, 2004).
+
+    >>> lcs_length("abcde", "xaxcxe"), lcs_length("", "a")
+    (3, 0)
     """
     places: dict[str, int] = {}
-    for i, character in enumerate(right):
-        places[character] = places.get(character, 0) | 1 << i
+    for i, item in enumerate(right):
+        places[item] = places.get(item, 0) | 1 << i
     whole = (1 << len(right)) - 1
-    row = whole  # a zero bit stands for one more common character
-    for character in left:
-        matched = row & places.get(character, 0)
+    row = whole  # a zero bit stands for one more common item
+    for item in left:
+        matched = row & places.get(item, 0)
         row = (row + matched | row - matched) & whole
-    common = len(right) - row.bit_count()
-    return 2 * common / (len(left) + len(right)) if left or right else 1.0
+    return len(right) - row.bit_count()
 
 
 def _bleu(left: str, right: str) -> float:

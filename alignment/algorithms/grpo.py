@@ -171,7 +171,7 @@ class Grpo:
         if self.config.beta:
             add_ref_logprobs(self.policy, self.reference, trees, self.max_tokens, self.sampling.temperature)
             if self.config.kl == "reward":
-                advantages_PG, flat_P = self._penalise(trees, groups, rewards_PG)
+                advantages_PG, flat_P = self._penalise(trees, rewards_PG)
         if self.scores_again:
             add_logprobs(self.policy, trees, "old_logprobs", self.max_tokens, self.sampling.temperature)
         stats |= {**rollout_stats(groups), "flat_groups": (int(flat_P.sum()), len(flat_P))}
@@ -239,7 +239,7 @@ class Grpo:
             children.append(Segment(rollout.token_ids, scored=mask, columns=columns, kept=rollout.kept))
         return group(rollouts[0].prompt.token_ids, children)
 
-    def _penalise(self, trees: list[Tree], groups: list[list[Rollout]], rewards_PG: np.ndarray):
+    def _penalise(self, trees: list[Tree], rewards_PG: np.ndarray):
         """k1 in the reward: r - beta * sum(log pi - log ref), then the advantages anew."""
         penalised = rewards_PG.copy()
         for p, tree in enumerate(trees):

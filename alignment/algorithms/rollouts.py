@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from peft import PeftModel
 
-from alignment.data.curriculum import fingerprint
 from alignment.distributed import gather_objects, together
 from alignment.errors import UserError
+from alignment.fingerprint import fingerprint
 from alignment.losses.policy_gradient import Surrogate
 from alignment.models import Policy
 from alignment.models.score import add_logprobs

@@ -7,8 +7,6 @@ prompts have been visited, the order is made anew from the latest scores seen.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -109,11 +107,6 @@ class Curriculum:
 
 
 # --- the artifact -----------------------------------------------------------------------------------------------------
-
-
-def fingerprint(*parts: Any) -> str:
-    """A short hash of anything JSON can write, to tell whether an artifact belongs to a run."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 class ScoreFile:

@@ -14,8 +14,6 @@ from torch import nn
 
 from alignment.distributed import all_sum
 
-ClipSets = Mapping[str, list[nn.Parameter]]
-
 
 @dataclass(frozen=True, slots=True)
 class Shares:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol
 
 Kind = Literal["program", "calls", "serve", "tests", "command"]
@@ -104,9 +104,6 @@ class Outcome:
     @property
     def ok(self) -> bool:
         return self.status == "ok"
-
-    def with_output(self, stdout: bytes, stderr: bytes) -> Outcome:
-        return replace(self, stdout=stdout, stderr=stderr)
 
     def to_json(self) -> dict[str, Any]:
         return {

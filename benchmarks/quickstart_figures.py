@@ -1,14 +1,16 @@
-"""Picture and table of quickstart runs: `python -m recipes.quickstart.figures RUN [RUN …] --docs docs`"""
+"""Picture and table of docs/quickstart.md: `python -m benchmarks.quickstart_figures RUN [RUN …]`, finished folders."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 from pathlib import Path
 
 from alignment.report import plot_summary
 
-MARK = "<!-- figures -->"
+DOCS = Path(__file__).parent.parent / "docs"
+BLOCK = re.compile(r"(<!-- table: quickstart -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def table(summaries: dict[str, dict]) -> str:
@@ -27,15 +29,13 @@ def table(summaries: dict[str, dict]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("runs", nargs="+", type=Path, help="finished quickstart folders")
-    parser.add_argument("--docs", type=Path, default=Path("docs"))
     options = parser.parse_args()
     found = [json.loads((run / "summary.json").read_text()) for run in options.runs]
     summaries = {f"seed {summary['seed']}": summary for summary in found}
-    plot_summary(options.docs / "quickstart.png", summaries)
-    page = options.docs / "quickstart.md"
-    before, _, rest = page.read_text().partition(MARK)
-    after = rest[rest.index("\n## ") :]
-    page.write_text(f"{before}{MARK}\n\n![Pass rates](quickstart.png)\n\n{table(summaries)}\n{after}")
+    plot_summary(DOCS / "quickstart.png", summaries)
+    page = DOCS / "quickstart.md"
+    content = f"![Pass rates](quickstart.png)\n\n{table(summaries)}\n"
+    page.write_text(BLOCK.sub(lambda found: found[1] + content + found[2], page.read_text(), count=1))
 
 
 if __name__ == "__main__":

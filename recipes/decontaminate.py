@@ -12,6 +12,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from verifiers.text import lcs_length
+
 LEAST_TOKENS, LEAST_SHARE = 13, 0.6
 _UNSPACED = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff"
 _TOKEN = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+|[^\w\s]")
@@ -23,23 +25,6 @@ def tokens_of(text: str) -> list[str]:
     ['is', 'x', '+', '1', '=', '22', '?', '四', '十']
     """
     return _TOKEN.findall(text.casefold())
-
-
-def lcs_length(a: Sequence[str], b: Sequence[str]) -> int:
-    """Length of the longest common subsequence, 64 cells at a time (Hyyrö 2004, bit-parallel).
-
-    >>> lcs_length("abcde", "xaxcxe"), lcs_length("", "a")
-    (3, 0)
-    """
-    places: dict[str, int] = defaultdict(int)
-    for i, token in enumerate(a):
-        places[token] |= 1 << i
-    all_set = (1 << len(a)) - 1
-    row = all_set
-    for token in b:
-        matches = row & places.get(token, 0)
-        row = ((row + matches) | (row - matches)) & all_set
-    return len(a) - row.bit_count()
 
 
 @dataclass(frozen=True, slots=True)
