@@ -24,9 +24,9 @@ from alignment.data.load import load_rows, require_columns
 from alignment.data.sampled import KEPT_COLUMNS, check_response, whole_response
 from alignment.errors import UserError, about
 from recipes import cold_start_filters as filters
-from recipes.common import check_verifier, run
+from recipes.common import check_verifier, run, save_rows
 from recipes.decontaminate import ValidationTexts
-from recipes.fusion import question_of, write_rows
+from recipes.fusion import question_of
 from recipes.responses import OWN_COLUMNS
 
 Row = dict[str, Any]
@@ -182,10 +182,10 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     report.write(recipe.report or f"{recipe.output}.report")
     if not chosen:
         raise UserError(f"no row is left for {recipe.output}: see the report")
-    write_rows(recipe.output, [training_row(record) for record in chosen], "conversations")
+    save_rows(recipe.output, [training_row(record) for record in chosen], "conversations")
     if recipe.output_queries:
         different = {record["prompt_id"]: query_row(record) for record in chosen}
-        write_rows(recipe.output_queries, list(different.values()), "queries")
+        save_rows(recipe.output_queries, list(different.values()), "queries")
     return report.as_dict()
 
 

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,6 +17,7 @@ from transformers.utils.logging import disable_progress_bar
 from alignment.algorithms.rollouts import generate_together
 from alignment.chat.template import stop_token_ids
 from alignment.config import as_dict, check_values
+from alignment.data.load import write_rows
 from alignment.distributed import failure_elsewhere, gather_objects, rank, tell_failure, world_size
 from alignment.errors import UserError, as_line
 from alignment.evaluate import pass_rate
@@ -102,6 +103,12 @@ def run(main: Callable[[], Any]) -> None:
 
 def _of_rank() -> str:
     return f" on rank {rank()}" if world_size() > 1 else ""
+
+
+def save_rows(path: str, rows: Sequence[Mapping[str, Any]], what: str) -> None:
+    """Write them and say so."""
+    write_rows(path, rows)
+    print(f"{len(rows):,} {what} in {path}", flush=True)
 
 
 def check_verifier(name: str) -> None:

@@ -30,7 +30,7 @@ from alignment.data.mode_tests import mode_tests
 from alignment.errors import UserError, about
 from alignment.metrics import replace_file
 from alignment.models.load import load_tokenizer
-from recipes.common import run
+from recipes.common import run, save_rows
 
 
 @dataclass
@@ -66,17 +66,11 @@ def question_of(row: dict[str, Any]) -> str:
     return texts[0]
 
 
-def write_rows(path: str, rows: Sequence[dict[str, Any]], what: str) -> None:
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    replace_file(Path(path), "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    print(f"{len(rows):,} {what} in {path}", flush=True)
-
-
 def write_mode_tests(recipe: FusionRecipe, non_thinking: Sequence[dict[str, Any]], seed: int) -> None:
     singles = [row["messages"] for row in non_thinking if [m["role"] for m in row["messages"]] == ["user", "assistant"]]
     examples = [(q["content"], answer["content"]) for q, answer in singles if last_flag([q]) is None]
     questions = [question_of(row) for row in load_rows(recipe.mode_questions)]
-    write_rows(recipe.mode_tests, mode_tests(questions, examples, seed), "mode tests")
+    save_rows(recipe.mode_tests, mode_tests(questions, examples, seed), "mode tests")
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
@@ -97,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     print(", ".join(f"{name} {count:,}" for name, count in counts.items()), flush=True)
     mixture = fuse(thinking, non_thinking, config)
     report = fusion_report(mixture, tokenizer)
-    write_rows(recipe.output, mixture, "conversations")
+    save_rows(recipe.output, mixture, "conversations")
     content = {**report.as_dict(), "rows_read": dict(counts)}
     replace_file(Path(f"{recipe.output}.report.json"), json.dumps(content, indent=2) + "\n")
     Console(highlight=False).print(report.table())

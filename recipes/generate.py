@@ -25,10 +25,9 @@ from alignment.data.sampled import ByVerdict, Response, accepted_rows, pair_rows
 from alignment.distributed import gather_objects, rank, world_size
 from alignment.errors import UserError
 from alignment.fingerprint import fingerprint, weights_fingerprint
-from alignment.metrics import replace_file
 from alignment.models.load import load_policy
 from alignment.types import Engine, Prompt, Rollout, Sampling
-from recipes.common import Score, check_sampling, make_sampling, run
+from recipes.common import Score, check_sampling, make_sampling, run, save_rows
 from recipes.engines import EngineConfig, make_plain_engine
 from recipes.responses import Record, ResponseFile
 from recipes.rollouts import Modes, RolloutRecipe, load_prompts, make_score
@@ -145,19 +144,17 @@ def write_outputs(recipe: GenerateRecipe, prompts: Sequence[Prompt], known: dict
         if path:
             rows = [row for one in sorted_out for row in make(one, recipe.per_prompt)]
             counts[name] = len(rows)
-            _write_rows(Path(path), name, rows)
+            _write_rows(path, name, rows)
     return dict(counts)
 
 
-def _write_rows(path: Path, name: str, rows: Sequence[dict[str, Any]]) -> None:
+def _write_rows(path: str, name: str, rows: Sequence[dict[str, Any]]) -> None:
     if not rows:
         raise UserError(
             f"{name}: {path} would be empty: no prompt has what it takes (see the counts above). Take other prompts, "
             "more samples or another pass_score"
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows))
-    print(f"{len(rows):,} {name} in {path}", flush=True)
+    save_rows(path, rows, name)
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, int]:

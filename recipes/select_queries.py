@@ -22,9 +22,9 @@ from alignment.data.load import load_rows
 from alignment.errors import UserError
 from recipes import cold_start_filters as filters
 from recipes.cold_start import domain, query_row, read_groups
-from recipes.common import check_verifier, run
+from recipes.common import check_verifier, run, save_rows
 from recipes.decontaminate import ValidationTexts, tokens_of
-from recipes.fusion import question_of, write_rows
+from recipes.fusion import question_of
 
 Row = dict[str, Any]
 COLUMNS = ("domain", "queries", "eligible", "chosen", "pass rate eligible", "pass rate chosen")
@@ -143,7 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     report.write(recipe.report or f"{recipe.output}.report")
     if not chosen:
         raise UserError(f"no query is left for {recipe.output}: see the report")
-    write_rows(recipe.output, [query_row(row) for row in chosen], "queries")
+    save_rows(recipe.output, [query_row(row) for row in chosen], "queries")
     return report.as_dict()
 
 

@@ -1,4 +1,4 @@
-"""Reading rows: local files and directories, or a data set of the Hugging Face hub."""
+"""Rows on disk: local files and directories, or a data set of the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import difflib
 import gzip
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from alignment.errors import UserError
+from alignment.metrics import replace_file
 
 LINE_FORMATS = (".jsonl", ".jsonl.gz", ".json.gz", ".ndjson")
 TABLE_FORMATS = (".parquet", ".csv")
@@ -40,6 +41,12 @@ def load_rows(source: str, split: str | None = None, limit: int | None = None) -
     if not rows:
         raise UserError(f"{source} has no rows")
     return rows
+
+
+def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Rows as JSON lines; a crash leaves the old file or the new one, whole."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    replace_file(Path(path), "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows))
 
 
 def require_columns(rows: Sequence[Mapping[str, Any]], names: Sequence[str], source: str) -> None:

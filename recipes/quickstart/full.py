@@ -11,6 +11,7 @@ import recipes.dpo
 import recipes.generate
 import recipes.ppo
 import recipes.reward_model
+from alignment.data.load import write_rows
 
 HERE = Path(__file__).parent
 SAMPLES, HELDOUT_SHARE = 8, 0.1
@@ -33,7 +34,7 @@ def make_pairs(folder: Path, seed: int) -> None:
         ("train", [row for row in rows if row["prompt_id"] not in heldout]),
         ("heldout", [row for row in rows if row["prompt_id"] in heldout]),
     ):
-        (made / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+        write_rows(made / f"{name}.jsonl", part)
 
 
 def train_reward_model(folder: Path, seed: int) -> None:

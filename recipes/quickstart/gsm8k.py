@@ -14,10 +14,11 @@ import gzip
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from alignment.data.load import write_rows
 from recipes.quickstart.model import write_base_model
 from recipes.quickstart.tokenizer import build_tokenizer
 
@@ -105,10 +106,6 @@ def convert(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]
     }
 
 
-def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows), encoding="utf-8")
-
-
 def prepare(rows_path: str | Path, out: str | Path, vocab_size: int = VOCAB_SIZE, seed: int = 0) -> dict[str, int]:
     """Convert the file, train the tokenizer on the training conversations, write everything below `out`.
 
@@ -118,7 +115,7 @@ def prepare(rows_path: str | Path, out: str | Path, vocab_size: int = VOCAB_SIZE
     out.mkdir(parents=True, exist_ok=True)
     sets = convert(read_rows(rows_path))
     for name, rows in sets.items():
-        write_jsonl(out / f"{name}.jsonl", rows)
+        write_rows(out / f"{name}.jsonl", rows)
     tokenizer = build_tokenizer((m["content"] for r in sets["sft_train"] for m in r["messages"]), vocab_size)
     write_base_model(out / "base", tokenizer, "gsm8k", seed)
     return {**{name: len(rows) for name, rows in sets.items()}, "vocabulary": len(tokenizer)}

@@ -22,6 +22,7 @@ from rich.table import Table
 import recipes.grpo
 import recipes.sft
 import recipes.verify
+from alignment.data.load import write_rows
 from alignment.errors import UserError
 from alignment.metrics import read_metrics
 from alignment.report import ReportStage, write_report
@@ -41,10 +42,6 @@ STUDENT_RUNS = (
 FULL_RUNS = (("Reward model", "reward_model"), ("DPO", "dpo"), ("PPO", "ppo"))
 SFT_ROWS, GRPO_PROMPTS, HELDOUT_SFT, HELDOUT_PROBLEMS, HELDOUT_SAMPLES = 8000, 1500, 200, 300, 4
 TERSE_SHARE = 0.4  # of the demonstrations give the result without working it out
-
-
-def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def prepare(folder: Path, seed: int) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from alignment.data.load import write_rows
 from recipes.quickstart.model import write_base_model
 from recipes.quickstart.task import format_solution, prompt_rows
 from recipes.quickstart.tokenizer import build_tokenizer
@@ -37,10 +38,6 @@ LONG_QUESTION = (
     "A farmer has 12 cows and 15 sheep, buys 20 more sheep at the market and gives 7 cows to a friend in the village. "
     "How many animals are left?"
 )
-
-
-def write_rows(path: Path, rows: Sequence[Row]) -> None:
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def answered_at_once(row: Row) -> Row:
