@@ -16,7 +16,8 @@ from typing import Any
 from rewards.completions import Completion, completion_text
 from rewards.from_verifier import RewardFn, rows_of_columns
 from rewards.registry import register_reward_factory
-from verifiers.language import language_mix, split_thinking
+from verifiers.language import language_mix
+from verifiers.response import split_thinking
 
 log = logging.getLogger("rewards")
 # A letter of a script without spaces, a word, or a sign.

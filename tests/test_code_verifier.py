@@ -58,6 +58,15 @@ def test_block_inside_an_unfinished_thinking_block_does_not_count():
     assert extract_code("<think>\n```python\na = 1\n```") is None
 
 
+def test_a_program_before_an_unfinished_thinking_block_is_not_the_answer_yet():
+    assert extract_code("```python\na = 1\n```\n<think>or rather") is None
+
+
+def test_a_block_in_a_list_is_set_in_with_it():
+    response = '1. So:\n    ```python\n    def f():\n        return """\n        ```\n        """\n    ```\n2. Done.'
+    assert extract_code(response) == 'def f():\n    return """\n    ```\n    """\n'
+
+
 def test_sample_output_after_the_program_is_not_the_program():
     assert extract_code("```python\na = 1\n```\nIt prints:\n```text\n1\n```") == "a = 1\n"
 

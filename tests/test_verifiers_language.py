@@ -9,8 +9,9 @@ import verifiers.language
 import verifiers.quotes
 import verifiers.scripts
 from verifiers import verify
-from verifiers.language import language_mix, mixing, split_thinking
+from verifiers.language import language_mix, mixing
 from verifiers.quotes import normalise, occurs, quotations
+from verifiers.response import split_thinking
 from verifiers.scripts import scripts_of, words
 
 

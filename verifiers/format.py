@@ -16,8 +16,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from verifiers.language import language_mix, mixing, split_thinking
+from verifiers.language import language_mix, mixing
 from verifiers.registry import gold_text, register_verifier
+from verifiers.response import split_thinking
 from verifiers.scripts import scripts_of
 from verifiers.verdict import Verdict
 

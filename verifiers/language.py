@@ -129,20 +129,6 @@ def _blank(text: str) -> str:
     return re.sub(r"[^\n]", " ", text)
 
 
-def split_thinking(response: str, think_opened: bool = False) -> tuple[str, str | None]:
-    """The thinking and the answer; the answer is None when a thinking block is not closed.
-
-    >>> split_thinking("<think>hm</think> 4"), split_thinking("4"), split_thinking("<think>hm")
-    (('hm', ' 4'), ('', '4'), ('hm', None))
-    """
-    before, closed, after = response.rpartition("</think>")
-    if closed and "<think>" not in after:
-        return before.replace("<think>", "", 1), after
-    if think_opened or "<think>" in response:
-        return response.replace("<think>", "", 1), None
-    return "", response
-
-
 class _RowText:
     """The row's texts, gathered when first needed."""
 

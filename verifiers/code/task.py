@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from verifiers.code.extract import ALIASES, fenced_blocks
+from verifiers.code.extract import ALIASES
+from verifiers.response import fenced_blocks
 from verifiers.sandbox import Limits
 
 
