@@ -151,12 +151,15 @@ class Trainer:
                     metrics, tokens, samples = self._run_step()
                 log.train(self.step, metrics, tokens)
                 log.samples(self.step, samples[: self.config.samples_per_log])
-                finished = self.step == self.total_steps
+                finished, best = self.step == self.total_steps, self.best
+                if finished:  # whatever becomes of the last evaluation
+                    self.save()
                 if self.evaluation and (finished or _due(self.step, self.config.eval_every)):
                     with self._saving_when_lost():
                         last = self._evaluate(self.evaluation, log)
                 stopping = bool(all_max([float(stop())], self.accelerator.device)[0])
-                if finished or stopping or _due(self.step, self.config.save_every):
+                due = not finished and (stopping or _due(self.step, self.config.save_every))
+                if due or (finished and self.best != best):
                     self.save()
                 if stopping and not finished:
                     log.message(f"stopped by a signal after step {self.step}; the same command goes on from there")
@@ -275,17 +278,14 @@ class Trainer:
 
     def _set_learning_rate(self) -> float:
         c = self.config
-        value = learning_rate_at(
-            self.step,
-            self.total_steps,
-            c.learning_rate,
-            c.min_learning_rate,
-            c.lr_schedule,
-            c.warmup_steps,
-            c.hold_steps,
-        )
+
+        def at(peak: float, floor: float) -> float:
+            shape = c.lr_schedule, c.warmup_steps, c.hold_steps
+            return learning_rate_at(self.step, self.total_steps, peak, floor, *shape)
+
+        value = at(c.learning_rate, c.min_learning_rate)
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
-            group["lr"] = value * peak / c.learning_rate if c.learning_rate else 0.0
+            group["lr"] = value * peak / c.learning_rate if c.learning_rate else at(peak, 0.0)
         return value
 
     def _evaluate(self, evaluation: Evaluation, log: RunLog) -> dict[str, float]:

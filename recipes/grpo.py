@@ -64,7 +64,7 @@ def score_prompts(
     for start in range(0, len(todo), chunk):
         groups = engine.generate(todo[start : start + chunk][rank() :: world_size()], n, sampling)
         score([r for g in groups for r in g])
-        new = dict(gather_objects([(g[0].prompt.id, PromptScore.of([r.reward for r in g])) for g in groups]))
+        new = dict(gather_objects([(g[0].prompt.id, PromptScore.of_rollouts(g)) for g in groups]))
         # a prompt nothing could be scored for is no reason to sample it again at every start
         new = {i: s or PromptScore(0.0, 0.0, 0.0, 0) for i, s in new.items()}
         known |= new
@@ -96,10 +96,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with accelerator.autocast():
             scores = score_prompts(recipe, path, policy, engine, prompts, sampling, score)
     low, high = recipe.pass_rate_band
-    curriculum = Curriculum([p.id for p in prompts], recipe.curriculum, train.seed, scores, (low, high))
+    ids, least = [p.id for p in prompts], grpo.prompts_per_step
+    curriculum = Curriculum(ids, recipe.curriculum, train.seed, scores, (low, high), least)
 
     evaluation = make_evaluation(recipe, tokenizer, engine, sampling)
-    steps = train.max_steps or recipe.steps(prompts, grpo.prompts_per_step)
+    steps = train.max_steps or recipe.steps(curriculum, grpo.prompts_per_step)
     budget = train.max_tokens_per_micro_batch
     algorithm = Grpo(policy, engine, prompts, score, curriculum, grpo, sampling, reference, budget, steps)
     write_settings(train.output_dir, recipe, sampler, grpo, merging, train, model)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ from alignment.data.load import load_rows
 from alignment.data.prompts import build_prompts
 from alignment.errors import UserError, about
 from alignment.rollout.episodes import EpisodeEngine, EpisodeLimits
+from alignment.rollout.row import check_served
 from alignment.trainer import Evaluation
 from alignment.types import Engine, Prompt, Sampling
 from recipes.common import check_sampling, sample_pass_rate
@@ -86,8 +87,8 @@ class RolloutRecipe:
         except ValueError as error:
             raise UserError(f"rewards: {error}") from error
 
-    def steps(self, prompts: Sequence[Prompt], prompts_per_step: int) -> int:
-        """Steps in `epochs`."""
+    def steps(self, prompts: Sized, prompts_per_step: int) -> int:
+        """Steps in `epochs` of that many prompts."""
         return max(1, round(self.epochs * len(prompts) / prompts_per_step))
 
 
@@ -183,6 +184,8 @@ def make_evaluation(
     _check_tasks(specs, rows, source)
     rows = _prepared(recipe, rows, source)
     heldout = build_prompts(rows, tokenizer, max_prompt_length=recipe.max_prompt_length, source=source)
+    with about(source):
+        check_served(engine, heldout, sampling)
     judge = make_score(recipe, heldout, specs)
     metric = "pass_rate" if specs[0].name.startswith("verifier:") else "reward"
     return Evaluation(lambda: sample_pass_rate(engine, heldout, recipe.eval_samples, sampling, judge), metric)

@@ -34,6 +34,7 @@ from alignment.losses.divergence import Divergence, forward_kl, generalised_jsd,
 from alignment.models.soft_head import SoftRequest, SoftScores
 from alignment.models.student import Student
 from alignment.packing import group
+from alignment.rollout.row import check_served
 from alignment.types import Batch, Engine, Episode, PackedBatch, Prompt, Rollout, Sampling, Segment, Tree
 
 SOFT, HARD, SAMPLED = "soft_weights", "hard_weights", "sampled"
@@ -160,6 +161,7 @@ class Distill:
                 raise UserError(
                     f"batch_size: a step needs {config.prompts_per_step} prompts, there are {len(on_policy.prompts)}"
                 )
+            check_served(on_policy.engine, on_policy.prompts, on_policy.sampling)
             self.fingerprint = prompts_fingerprint(on_policy.prompts)
             self.order = Curriculum([p.id for p in on_policy.prompts], "random", seed)
         self.reads_policy = self.order is not None

@@ -143,7 +143,7 @@ class Grpo:
         max_tokens: int = 16384,
         steps: int = 0,
     ):
-        check_prompts(prompts, config.prompts_per_step, sampling)
+        check_prompts(prompts, config.prompts_per_step, sampling, engine)
         self.policy, self.engine, self.prompts, self.score = policy, engine, list(prompts), score
         self.fingerprint = prompts_fingerprint(prompts)
         self.curriculum, self.config, self.sampling, self.reference = curriculum, config, sampling, reference
@@ -168,12 +168,16 @@ class Grpo:
         rewards_PG = rewards_PG.reshape(-1, self.config.group_size)
         advantages_PG, flat_P = group_advantages(rewards_PG, self.config.divide_by_std)
         trees = [self._tree(g, a) for g, a in zip(groups, advantages_PG, strict=True)]
-        if self.config.beta:
-            add_ref_logprobs(self.policy, self.reference, trees, self.max_tokens, self.sampling.temperature)
-            if self.config.kl == "reward":
-                advantages_PG, flat_P = self._penalise(trees, rewards_PG)
+        in_reward = bool(self.config.beta) and self.config.kl == "reward"
+        if not in_reward:
+            self._mask_truncated(trees, groups)
         if self.scores_again:
             add_logprobs(self.policy, trees, "old_logprobs", self.max_tokens, self.sampling.temperature)
+        if self.config.beta:
+            add_ref_logprobs(self.policy, self.reference, trees, self.max_tokens, self.sampling.temperature)
+        if in_reward:  # truncated completions too are charged, as they are in their group's baseline
+            advantages_PG, flat_P = self._penalise(trees, rewards_PG)
+            self._mask_truncated(trees, groups)
         stats |= {**rollout_stats(groups), "flat_groups": (int(flat_P.sum()), len(flat_P))}
         if self.ahead:
             lags = [step - r.policy_step for g in groups for r in g]
@@ -190,19 +194,24 @@ class Grpo:
         kept: list[tuple[int, list[Rollout]]] = []
         spare: list[tuple[int, list[Rollout]]] = []
         stats: dict[str, Any] = {}
-        missing, extra, first = c.prompts_per_step, c.resample_prompts, 0
+        used: list[int] = []
+        missing, extra = c.prompts_per_step, c.resample_prompts
         while missing:
-            places = range(first, first + missing)[rank() :: world_size()]
-            groups = self._generate(step, missing, first == 0)
-            first += missing
+            indices, groups = self._generate(step, missing, used)
+            if not indices:  # the step has had every prompt
+                break
+            places = range(len(used), len(used) + len(indices))[rank() :: world_size()]
+            used += indices
             score_groups(self.score, groups, stats)
             signal = [self._has_signal(g) for g in groups]
-            for prompt_id, rewards in gather_objects([(g[0].prompt.id, [r.reward for r in g]) for g in groups]):
-                self.curriculum.observe(prompt_id, PromptScore.of(rewards))
+            for prompt_id, score in gather_objects([(g[0].prompt.id, PromptScore.of_rollouts(g)) for g in groups]):
+                self.curriculum.observe(prompt_id, score)
             for place, g, has_signal in zip(places, groups, signal, strict=True):
                 (kept if has_signal else spare).append((place, g))
             missing = min(sum(not s for s in gather_objects(signal)), extra)
             extra -= missing
+        if c.resample_prompts:
+            self._begin_next(step)
         stats["groups_resampled"] = (c.resample_prompts - extra, 1)
         # groups without signal fill up what could not be replaced, the same ones on any number of ranks
         room = max(0, c.prompts_per_step - len(gather_objects([1] * len(kept))))
@@ -210,17 +219,22 @@ class Grpo:
         kept += [(place, g) for place, g in spare if place in chosen]
         return [g for _, g in kept], [place for place, _ in kept], stats
 
-    def _generate(self, step: int, count: int, first_round: bool) -> list[list[Rollout]]:
-        """This rank's groups of the next prompts; none when there are fewer prompts than ranks. With rollouts ahead the
-        first round's are there already, and those of the next step are begun."""
-        ahead = self.ahead if first_round else None
-        groups = ahead.take(step) if ahead else None
-        if groups is None:
-            prompts = [self.prompts[i] for i in self.curriculum.take(count)[rank() :: world_size()]]
-            groups = generate_together(self.engine, prompts, self.config.group_size, self.sampling, step)
-        if ahead and step + 1 != self.steps:
-            ahead.start(step + 1, self.curriculum.take(self.config.prompts_per_step))
-        return groups
+    def _generate(self, step: int, count: int, used: list[int]) -> tuple[list[int], list[list[Rollout]]]:
+        """The next prompts that the step has not had, of all ranks, and this rank's groups of them; none when there are
+        fewer prompts than ranks. With rollouts ahead those of the first round are there already."""
+        found = self.ahead.take(step) if self.ahead and not used else None
+        if found is None:
+            indices = self.curriculum.take(count, used)
+            prompts = [self.prompts[i] for i in indices[rank() :: world_size()]]
+            found = indices, generate_together(self.engine, prompts, self.config.group_size, self.sampling, step)
+        if not self.config.resample_prompts:
+            self._begin_next(step)
+        return found
+
+    def _begin_next(self, step: int) -> None:
+        """Sampling the next step's prompts, as soon as this one has no more to sample."""
+        if self.ahead and step + 1 != self.steps:
+            self.ahead.start(step + 1, self.curriculum.take(self.config.prompts_per_step))
 
     def _has_signal(self, group: list[Rollout]) -> bool:
         rewards = np.array([[np.nan if r.reward is None else r.reward for r in group]], dtype=float)
@@ -229,22 +243,26 @@ class Grpo:
     def _tree(self, rollouts: list[Rollout], advantages_G: np.ndarray) -> Tree:
         children = []
         for rollout, advantage in zip(rollouts, advantages_G, strict=True):
-            length, mask = len(rollout.token_ids), loss_mask(rollout)
-            if self.config.mask_truncated and rollout.finish_reason == "length":
-                mask = np.zeros(length, dtype=bool)
+            length = len(rollout.token_ids)
             logprobs = np.asarray(rollout.logprobs, dtype=np.float32)
             columns = {"advantages": np.full(length, advantage), "sampler_logprobs": logprobs}
             if not self.on_policy:
                 columns["old_logprobs"] = logprobs
-            children.append(Segment(rollout.token_ids, scored=mask, columns=columns, kept=rollout.kept))
+            children.append(Segment(rollout.token_ids, scored=loss_mask(rollout), columns=columns, kept=rollout.kept))
         return group(rollouts[0].prompt.token_ids, children)
+
+    def _mask_truncated(self, trees: list[Tree], groups: list[list[Rollout]]) -> None:
+        for tree, rollouts in zip(trees, groups, strict=True):
+            for segment, rollout in zip(tree.segments[1:], rollouts, strict=True):
+                if self.config.mask_truncated and rollout.finish_reason == "length":
+                    segment.scored = np.zeros(len(segment.token_ids), dtype=bool)
 
     def _penalise(self, trees: list[Tree], rewards_PG: np.ndarray):
         """k1 in the reward: r - beta * sum(log pi - log ref), then the advantages anew."""
-        penalised = rewards_PG.copy()
+        penalised, old = rewards_PG.copy(), "old_logprobs" if self.scores_again else "sampler_logprobs"
         for p, tree in enumerate(trees):
             for g, segment in enumerate(tree.segments[1:]):
-                k1 = (segment.columns["sampler_logprobs"] - segment.columns.get("ref_logprobs", 0.0))[segment.scored]
+                k1 = (segment.columns[old] - segment.columns.get("ref_logprobs", 0.0))[segment.scored]
                 penalised[p, g] -= self.config.beta * float(k1.sum())
         advantages_PG, flat_P = group_advantages(penalised, self.config.divide_by_std)
         for p, tree in enumerate(trees):
@@ -255,8 +273,10 @@ class Grpo:
     def _batches(self, trees: list[Tree], places: list[int], flat_P: np.ndarray, step: int) -> list[Batch]:
         """The episode in mini-batches of whole groups, shuffled anew in each epoch."""
         c = self.config
-        # without KL or entropy term a group without signal has no gradient: it counts, but is not computed
-        silent = flat_P if not self.entropy.coef and (not c.beta or c.kl == "reward") else np.zeros_like(flat_P)
+        # without KL or entropy term a group without signal has no gradient: it counts, but is not computed; what steers
+        # the entropy has to see all of it
+        computed = self.entropy.coef or self.entropy.controlled or (c.beta and c.kl == "loss")
+        silent = np.zeros_like(flat_P) if computed else flat_P
         batches = []
         for epoch in range(c.episode_epochs):
             shuffle = None if self.on_policy else [self.sampling.seed, step, epoch]

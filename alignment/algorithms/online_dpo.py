@@ -66,7 +66,7 @@ class OnlineDpo:
         reference: Reference,
         seed: int,
     ):
-        check_prompts(prompts, config.prompts_per_step, sampling)
+        check_prompts(prompts, config.prompts_per_step, sampling, engine)
         self.policy, self.engine, self.prompts, self.score = policy, engine, list(prompts), score
         self.fingerprint = prompts_fingerprint(prompts)
         self.config, self.dpo, self.sampling, self.reference = config, dpo, sampling, reference

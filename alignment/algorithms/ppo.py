@@ -43,6 +43,9 @@ from alignment.models.score import add_logprobs, add_values
 from alignment.packing import group
 from alignment.types import Batch, Engine, Episode, PackedBatch, Prompt, Rollout, Sampling, Segment, Tree
 
+TARGETS = ("values", "advantages", "returns")
+"""Columns that the value model makes."""
+
 
 @dataclass
 class PpoConfig:
@@ -116,9 +119,12 @@ class Ppo:
         pretraining: Sequence[Tree] = (),
         max_tokens: int = 16384,
     ):
-        check_prompts(prompts, config.prompts_per_step, sampling)
+        check_prompts(prompts, config.prompts_per_step, sampling, engine)
         if config.ptx_coef and not pretraining:
             raise UserError("ptx_coef is set but there is no pretraining text: name one with ptx_dataset")
+        head_bias = getattr(model.policy.base.get_output_embeddings(), "bias", None)
+        if config.ptx_coef and sampling.temperature != 1 and head_bias is not None:
+            raise UserError("temperature: with ptx_coef and a model whose output layer has a bias it has to be 1.0")
         self.model, self.engine, self.prompts, self.score = model, engine, list(prompts), score
         self.fingerprint = prompts_fingerprint(prompts)
         self.sends_weights = getattr(engine, "remote", False)
@@ -132,9 +138,7 @@ class Ppo:
         self.old = "old_logprobs" if config.old_logprobs == "recompute" else "sampler_logprobs"
         self.columns = [
             *{"sampler_logprobs": 0, self.old: 0},
-            "values",
-            "advantages",
-            "returns",
+            *TARGETS,
             *(["ref_logprobs"] * bool(config.kl_coef)),
         ]
         self.value_only = False
@@ -146,6 +150,9 @@ class Ppo:
     def collect(self, step: int) -> Episode:
         self.value_only = self.model.rest.policy = step < self.config.value_warmup_steps
         groups, trees, stats = self._sample(step)
+        for segment in (s for tree in trees for s in tree.segments[1:]):
+            for name in TARGETS:  # of an earlier step of the warm-up, by another value model
+                segment.columns.pop(name, None)
         rescored = self.old if self.old == "old_logprobs" and not self.value_only else None
         add_values(self.model, trees, "values", self.max_tokens, rescored, self.sampling.temperature)
         self.moments.update([r.reward for g in groups for r in g if r.reward is not None], self.model.device)
@@ -175,8 +182,15 @@ class Ppo:
         pairs = [known[p.id] for p in prompts]
         return [g for g, _ in pairs], [t for _, t in pairs], stats
 
+    def _own_places(self, step: int) -> list[int]:
+        """Of this rank, among the step's prompts. In the warm-up a prompt stays with the rank that has its samples."""
+        rests = step < self.config.value_warmup_steps
+        dealt = [i if rests else place for place, i in enumerate(self._take(step))]
+        return [place for place, number in enumerate(dealt) if number % world_size() == rank()]
+
     def _own_prompts(self, step: int) -> list[Prompt]:
-        return [self.prompts[i] for i in self._take(step)[rank() :: world_size()]]
+        taken = self._take(step)
+        return [self.prompts[taken[place]] for place in self._own_places(step)]
 
     @functools.cached_property
     def _last_warm_up_step(self) -> dict[str, int]:
@@ -242,8 +256,8 @@ class Ppo:
         """Mini-batches of whole groups, shuffled anew in each epoch, with pretraining text; ends early on KL."""
         c = self.config
         self._kl_sum, self._kl_count = 0.0, 0  # what the last update of the episode before saw is no reason to stop
+        places = self._own_places(step)
         for epoch in range(c.episode_epochs):
-            places = range(rank(), c.prompts_per_step, world_size())
             shuffle = [self.sampling.seed, step, epoch] if c.mini_batches * c.episode_epochs > 1 else None
             for number, part in enumerate(split_over_ranks(places, c.mini_batches, shuffle)):
                 if self._drifted():
@@ -274,7 +288,9 @@ class Ppo:
             return self._value_loss(values_N, columns, torch.ones_like(values_N))
         ptx_N = columns["ptx_weight"]
         own_N = (ptx_N == 0).float()
-        temperature_N = torch.where(ptx_N == 0, self.sampling.temperature, 1.0)
+        temperature: float | torch.Tensor = self.sampling.temperature
+        if self.config.ptx_coef and temperature != 1:
+            temperature = torch.where(ptx_N == 0, temperature, 1.0)
         sampler_N = columns["sampler_logprobs"]
 
         def old(logprobs_N: torch.Tensor) -> torch.Tensor:
@@ -290,7 +306,7 @@ class Ppo:
             loss = (surrogate(logprobs_N).loss_N * weight_N.clamp(max=c.importance_cap) * own_N).sum()
             return loss - (logprobs_N * ptx_N).sum() if c.ptx_coef else loss
 
-        out = model(micro, temperature=temperature_N, entropy=True, loss=policy_loss)
+        out = model(micro, temperature=temperature, entropy=True, loss=policy_loss)
         logprobs_N = out.scores.logprobs_N
         loss, stats = self._value_loss(out.values_N, columns, own_N)
         if c.ptx_coef:

@@ -19,12 +19,15 @@ from alignment.fingerprint import fingerprint
 from alignment.losses.policy_gradient import Surrogate
 from alignment.models import Policy
 from alignment.models.score import add_logprobs
+from alignment.rollout.row import check_served
 from alignment.rollout.tools import ERROR
 from alignment.types import Engine, Prompt, Rollout, Sampling, Tree
 
 
-def check_prompts(prompts: Sequence[Prompt], prompts_per_step: int, sampling: Sampling) -> None:
-    """Raises UserError for fewer prompts than a step takes and for greedy sampling."""
+def check_prompts(prompts: Sequence[Prompt], prompts_per_step: int, sampling: Sampling, engine: Engine) -> None:
+    """Raises UserError for fewer prompts than a step takes, for greedy sampling, and for prompts that the engine would
+    refuse."""
+    check_served(engine, prompts, sampling)
     if sampling.temperature <= 0:
         raise UserError("temperature: greedy samples of a prompt are all equal; training needs a value above 0")
     if prompts_per_step > len(prompts):

@@ -231,7 +231,8 @@ class _Gradients:
         need_hidden, need_weight, need_bias = needed[:3]
         self.dtype = dtype
         self.hidden = torch.empty_like(hidden) if need_hidden else None
-        self.weight = torch.zeros(weight.shape, dtype=dtype, device=weight.device) if need_weight else None
+        # summed over the chunks in float32, or their number would show in half precision
+        self.weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if need_weight else None
         self.bias = torch.zeros_like(bias, dtype=torch.float32) if need_bias else None
 
     def add(self, gradient_CV: torch.Tensor, rows: slice, operands: _Operands, temperature: float) -> None:
@@ -239,7 +240,10 @@ class _Gradients:
         if self.hidden is not None:
             self.hidden[rows] = (product_type @ operands.weight_VH) / temperature
         if self.weight is not None:
-            self.weight.addmm_(product_type.t(), operands.scaled_NH[rows])
+            if self.dtype == torch.float32:
+                self.weight.addmm_(product_type.t(), operands.scaled_NH[rows])
+            else:
+                self.weight += product_type.t() @ operands.scaled_NH[rows]
         if self.bias is not None:
             self.bias += gradient_CV.sum(0) / temperature
 

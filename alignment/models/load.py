@@ -21,6 +21,7 @@ from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from alignment.chat.template import ensure_chat_template
 from alignment.errors import UserError, explained
+from alignment.models.check_packing import check_packing
 from alignment.models.policy import Policy
 from alignment.models.rope import RopeConfig
 
@@ -144,7 +145,9 @@ def load_policy(config: ModelConfig, rope: RopeConfig | None = None) -> tuple[Po
     tokenizer = load_tokenizer(config.model_name_or_path or "")
     model = load_model(config, rope)
     fit_embeddings(model, tokenizer)
-    return Policy(model), tokenizer
+    policy = Policy(model)
+    check_packing(policy)
+    return policy, tokenizer
 
 
 def fit_embeddings(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, chat: bool = True) -> None:

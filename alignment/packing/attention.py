@@ -146,6 +146,8 @@ def _interface(dense: bool):
         if tree is None:
             return ordinary(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
         check_sliding_window(kwargs.get("sliding_window"), tree)
+        if kwargs.get("softcap") is not None or kwargs.get("s_aux") is not None:
+            raise UserError(f"{type(module).__name__} caps its logits or has attention sinks: packed rows have neither")
         device = query.device.type
         if torch.is_autocast_enabled(device):  # rotary embedding leaves float32 beside a half-precision value
             query, key, value = (x.to(torch.get_autocast_dtype(device)) for x in (query, key, value))

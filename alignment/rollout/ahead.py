@@ -57,8 +57,9 @@ class Ahead:
 
         together(join)
 
-    def take(self, step: int) -> list[list[Rollout]] | None:
-        """The rollouts of `step`, made now where they were not; None when it was not begun."""
+    def take(self, step: int) -> tuple[list[int], list[list[Rollout]]] | None:
+        """The prompts of `step`, of all ranks, and this rank's rollouts, made now where they were not; None when it was
+        not begun."""
         self.wait()
         flight, self.flight = self.flight, None
         if flight is None:
@@ -73,7 +74,7 @@ class Ahead:
 
         together(complete)
         assert flight.groups is not None
-        return flight.groups
+        return flight.everywhere, flight.groups
 
     def _make(self, flight: _Flight) -> None:
         flight.problem = None

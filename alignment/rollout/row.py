@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from alignment.errors import UserError
 from alignment.rollout.sampling import truncates
-from alignment.rollout.thinking import ThinkingTokens, ThinkingWatch
+from alignment.rollout.thinking import ThinkingTokens, ThinkingWatch, watches
 from alignment.types import FinishReason, Prompt, Rollout, Sampling
 
 NO_TOKENS = np.empty(0, dtype=np.int32)
@@ -108,3 +108,12 @@ def check_length(prompt: Prompt, longest: int) -> None:
             f"prompt {prompt.id} has {length} tokens; the model takes 1 to {longest - 1} and at least one "
             "token of answer. Set max_prompt_length."
         )
+
+
+def check_served(engine: Any, prompts: Sequence[Prompt], sampling: Sampling) -> None:
+    """Raises, before a run, what an engine's `generate` would raise for one of the prompts within it."""
+    inner = getattr(engine, "engine", engine)  # of episodes
+    for prompt in prompts if hasattr(inner, "longest") else ():
+        check_length(prompt, inner.longest)
+    if hasattr(inner, "thinking"):
+        watches(inner.thinking, prompts, sampling)
