@@ -95,6 +95,7 @@ METHODS: dict[str, Callable[[str, int, int], Any]] = {
         every,
         mini_batches=2,
         ptx_coef=0.5,
+        value_warmup_steps=4,  # goes round the prompts twice: ranks keep what they have sampled
         sampling={"top_p": 1.0},
         learning_rate=1e-4,
         value_learning_rate=2e-4,

@@ -1,5 +1,7 @@
 """One step off-policy, and a run whose engine is lost: what is trained on, and what a checkpoint holds."""
 
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -77,7 +79,8 @@ def test_on_another_number_of_ranks_the_episode_in_flight_is_sampled_anew():
     ahead.start(1, [4, 0, 2])
     state = ahead.state_dict()
     ahead.load_state_dict({**state, "ranks": 2, "groups": state["groups"][:2]})  # as one of two ranks saved it
-    groups = ahead.take(1)
+    everywhere, groups = ahead.take(1)
+    assert everywhere == [4, 0, 2]
     assert [g[0].prompt.id for g in groups] == ["p4", "p0", "p2"] and engine.asked == 2
 
 
@@ -118,6 +121,24 @@ def test_an_engine_lost_in_an_evaluation_keeps_the_step(tmp_path):
 
     with pytest.raises(EngineLost, match="Everything up to step 2 is saved"):
         run(tmp_path, 2, evaluation=Evaluation(lost), async_rollouts=0)
+
+
+def test_an_engine_is_never_asked_by_two_at_once(tmp_path, monkeypatch):
+    """Rounds that replace groups without signal end before the next step's samples are begun."""
+    asked, most, generate = [], [], Apart.generate
+
+    def counted(self, *arguments):
+        asked.append(1)
+        most.append(len(asked))
+        try:
+            time.sleep(0.05)
+            return generate(self, *arguments)
+        finally:
+            asked.pop()
+
+    monkeypatch.setattr(Apart, "generate", counted)
+    run(tmp_path, 4, resample_prompts=3)
+    assert len(most) > 4 and max(most) == 1
 
 
 def test_the_embedded_engine_cannot_sample_ahead():

@@ -7,6 +7,7 @@ import pytest
 from alignment.data.curriculum import Curriculum, PromptScore, ScoreFile
 from alignment.errors import UserError
 from alignment.fingerprint import fingerprint
+from alignment.types import Prompt, Rollout
 
 IDS = [f"p{i}" for i in range(6)]
 PRINTS = {"model": "m", "sampling": "s", "reward": "r"}
@@ -45,6 +46,40 @@ def test_pass_rate_band_keeps_two_to_five_of_eight():
     assert sorted(curriculum.take(2)) == [2, 3]
     with pytest.raises(UserError, match="widen the band"):
         Curriculum(IDS[:1], "pass_rate_band", 0, {"p0": score(8)}, (0.25, 0.625))
+
+
+def test_a_band_that_runs_empty_is_filled_with_the_nearest():
+    """Training moves prompts out of the band; a step still needs as many different ones as it takes."""
+    scores = {i: score(k) for i, k in zip(IDS, [0, 1, 2, 5, 6, 8], strict=True)}
+    curriculum = Curriculum(IDS, "pass_rate_band", 0, scores, (0.25, 0.625), least=4)
+    assert len(curriculum) == 4 and sorted(curriculum.take(4)) == [1, 2, 3, 4]
+    for prompt in ("p2", "p3"):
+        curriculum.observe(prompt, score(8))
+    assert sorted(curriculum.take(4)[:2]) == [1, 4]
+
+
+def test_prompts_that_nothing_could_score_stay_in_under_a_band_and_come_last_by_variance():
+    scores = {"p0": score(4), "p1": PromptScore(0.0, 0.0, 0.0, 0), "p2": score(8)}
+    assert sorted(Curriculum(IDS[:3], "pass_rate_band", 0, scores, (0.25, 0.75)).take(2)) == [0, 1]
+    assert Curriculum(IDS[:3], "variance", 0, scores).take(3) == [0, 2, 1]
+
+
+def test_what_passes_is_said_by_the_first_reward():
+    def rollout(verifier, bonus):
+        return Rollout(Prompt("p", [], [1]), 0, [], [], "", "stop", 0, reward=verifier + bonus,
+                       reward_terms={"math": verifier, "format": bonus})  # fmt: skip
+
+    assert PromptScore.of_rollouts([rollout(0.0, 1.0), rollout(0.0, 1.0)]) == PromptScore(1.0, 0.0, 0.0, 2)
+    assert PromptScore.of_rollouts([rollout(1.0, -0.5), rollout(0.0, 0.0)]).pass_rate == 0.5
+
+
+def test_a_step_takes_no_prompt_twice_not_over_several_rounds_either():
+    curriculum = Curriculum(IDS, "random", 0)
+    curriculum.take(4)
+    first = curriculum.take(4)  # two of this epoch and two of the next
+    more = curriculum.take(3, first)
+    assert len(set(first + more)) == len(first) + len(more) == 6  # and then there is no other
+    assert curriculum.take(1) != []
 
 
 def test_each_epoch_visits_every_prompt_once_in_another_order():

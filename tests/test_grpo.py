@@ -277,6 +277,64 @@ def test_kl_in_the_reward_lowers_the_advantage_of_what_the_reference_finds_unlik
         assert [s.columns["advantages"][0] for s in a.segments[1:]] == pytest.approx(expected, rel=1e-4)
 
 
+def test_kl_in_the_reward_charges_truncated_completions_too():
+    """They stay in their group's baseline, so one that went free would lower the advantage of all others."""
+    settings = {"beta": 0.1, "kl": "reward", "divide_by_std": False}
+    whole, masked = (make(mask_truncated=masked, **settings).collect(0).batches for masked in (False, True))
+    for batch, other in zip(list(whole), list(masked), strict=True):
+        for tree, same in zip(batch.trees, other.trees, strict=True):
+            for segment, cut_out in zip(tree.segments[1:], same.segments[1:], strict=True):
+                assert segment.columns["advantages"].tolist() == cut_out.columns["advantages"].tolist()
+                assert cut_out.scored.any() == (len(segment.token_ids) < 7)
+
+
+def test_kl_in_the_reward_is_the_recomputed_policys():
+    """A sampler that reports other log-probabilities changes nothing where the policy scores the samples itself."""
+    same = Policy(tiny_model("qwen3"))
+
+    class Off(RandomTokens):
+        def generate(self, *arguments):
+            groups = super().generate(*arguments)
+            for r in (r for g in groups for r in g):
+                r.logprobs = [logprob - 0.05 for logprob in r.logprobs]
+            return groups
+
+    algorithm = make(policy=same, beta=0.1, kl="reward", old_logprobs="recompute", mini_batches=2,
+                     score=lambda rollouts: [setattr(r, "reward", 1.0) for r in rollouts] and {})  # fmt: skip
+    algorithm.engine = Off(same)
+    assert algorithm.collect(0).stats["flat_groups"] == (3, 3)  # equal rewards, and the reference is the policy
+
+
+def test_a_controlled_entropy_is_that_of_all_groups_whatever_the_coefficient():
+    def flat_but_one(rollouts):
+        for r in rollouts:
+            r.reward = float(r.index) if r.prompt.id == "p1" else 1.0
+        return {}
+
+    found = []
+    for coefficient in (0.0, 1e-12):
+        algorithm = make(flat_but_one, prompts_per_step=6, entropy_coef=coefficient, entropy_band=[0.0, 9.0],
+                         entropy_coef_step=1e-3)  # fmt: skip
+        (batch,) = algorithm.collect(0).batches
+        assert len(batch.trees) == 6
+        found.append(run_loss(algorithm, batch)[2]["entropy"])
+    assert float(found[0][0]) == pytest.approx(float(found[1][0])) and found[0][1] == found[1][1]
+
+
+def test_a_step_that_replaces_groups_never_has_a_prompt_twice():
+    def all_equal(rollouts):
+        for r in rollouts:
+            r.reward = 1.0
+        return {}
+
+    algorithm = make(all_equal, prompts_per_step=4, resample_prompts=6)
+    for step in range(3):
+        algorithm.engine.asked.clear()
+        algorithm.collect(step)
+        ids = [i for round_ids in algorithm.engine.asked for i in round_ids]
+        assert len(ids) == len(set(ids)) == 6
+
+
 def test_mini_batches_and_epochs_visit_every_group_in_each_epoch():
     algorithm = make(prompts_per_step=6, mini_batches=3, episode_epochs=2)
     batches = algorithm.collect(0).batches

@@ -141,6 +141,19 @@ def test_autocast_takes_products_in_bfloat16_and_softmax_in_float32():
     assert not torch.allclose(logprobs, expected, atol=1e-6)
 
 
+def test_the_weights_gradient_in_half_precision_does_not_depend_on_the_number_of_chunks(monkeypatch):
+    torch.manual_seed(0)
+    hidden, linear = torch.randn(512, H).bfloat16(), nn.Linear(H, V, bias=False).bfloat16()
+    install_scoring_head(linear)
+    request = ScoreRequest(torch.randint(0, V, (512,)), 1.0, False)
+    gradients = []
+    for limit in (2 * V * 4, 2**30):  # a row a chunk, and all at once
+        monkeypatch.setattr(head, "MAX_LOGIT_BYTES", limit)
+        (gradient,) = torch.autograd.grad(score(linear, hidden, request).logprobs_N.sum(), [linear.weight])
+        gradients.append(gradient.float())
+    assert (gradients[0] - gradients[1]).norm() < 5e-3 * gradients[1].norm()
+
+
 def test_the_logits_of_all_positions_never_exist(monkeypatch):
     """No tensor made during forward and backward is larger than the budget allows."""
     limit = 20 * V * 4

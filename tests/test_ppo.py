@@ -204,6 +204,13 @@ def test_warm_up_draws_each_prompt_once_and_later_steps_draw_anew(tmp_path):
     assert drawn == [3, 0, 0, 3]
 
 
+def test_warm_up_rows_of_earlier_and_of_new_samples_fit_into_one_pass():
+    """6 prompts, 4 a step: from the second step on samples of both kinds are scored together."""
+    algorithm = make_ppo(tiny_actor_critic(), value_warmup_steps=4, prompts_per_step=4)
+    drawn = [algorithm.collect(step).stats["prompts_sampled"][0] for step in range(4)]
+    assert sum(drawn) == 6 and 0 < drawn[1] < 4
+
+
 def test_warm_up_keeps_samples_only_of_prompts_that_come_again():
     def kept(**settings) -> list[int]:
         algorithm = make_ppo(tiny_actor_critic(), **settings)

@@ -26,6 +26,7 @@ from tests.ranks import finish, start
 from tests.tiny import tiny_model, tiny_tokenizer
 from tests.training import rows, train, weights_hash
 from tests.training_grpo import train_grpo
+from tests.training_ppo import tiny_actor_critic, train_ppo
 
 
 @pytest.mark.parametrize("max_tokens", [40, 90])
@@ -231,6 +232,27 @@ def test_best_model_follows_the_metric(tmp_path):
 
     assert weights_hash(AutoModelForCausalLM.from_pretrained(tmp_path / "best")) == kept[1]
     assert weights_hash(AutoModelForCausalLM.from_pretrained(tmp_path / "model")) == kept[2]
+
+
+def test_an_evaluation_that_fails_at_the_end_costs_nothing_of_the_training(tmp_path):
+    def evaluate():
+        raise UserError("a held-out row is broken")
+
+    config = TrainConfig(output_dir=str(tmp_path), max_steps=2)
+    policy = Policy(tiny_model("qwen3"))
+    trainer = Trainer(make_accelerator(config), policy, tiny_tokenizer(), Sft(rows(), 5, seed=1), config, 2,
+                      Evaluation(evaluate, None))  # fmt: skip
+    with pytest.raises(UserError, match="held-out"):
+        trainer.train()
+    assert [path.name for path in checkpoints(tmp_path / "checkpoints")] == ["step-00000002"]
+
+
+def test_a_part_with_a_rate_of_its_own_learns_at_a_learning_rate_of_zero(tmp_path):
+    model = tiny_actor_critic()
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    train_ppo(str(tmp_path), 3, model=model, learning_rate=0.0)
+    moved = {name.split(".")[0] for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    assert moved == {"value"}
 
 
 def test_rows_are_dealt_by_length():

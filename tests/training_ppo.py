@@ -51,7 +51,7 @@ def make_ppo(model: ActorCritic, score=reward_low_tokens, sampling: dict[str, An
         Sampling(**{"max_tokens": 9, "seed": 2, "top_p": 0.9, "stop_token_ids": tuple(range(60)), **(sampling or {})}),
         reference,
         pretraining=rows(8, seed=3),
-        max_tokens=80,
+        max_tokens=400,
     )
 
 
