@@ -1,4 +1,4 @@
-"""How memory and time of one SFT step grow with the length of a sequence: the last table of docs/scale.md.
+"""How memory and time of one SFT step grow with the length of a sequence: "Long context" in docs/scale.md.
 
 python -m benchmarks.long_context [--lengths 2048,4096,…]. A Qwen3 of 4 layers and width 256 with a vocabulary of 32,768
 in float32 on this CPU; one sequence, half of it scored. Every point is a process of its own: its peak memory is that of

@@ -1,4 +1,4 @@
-"""Every method under every configuration against one process: the first table of docs/scale.md.
+"""Every method under every configuration against one process: "Proof" in docs/scale.md.
 
 python -m benchmarks.scale [--output runs/scale] [--steps 12] [--methods sft,dpo,…] [--configurations ddp,…] [--ranks 2]
 

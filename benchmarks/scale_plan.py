@@ -1,4 +1,4 @@
-"""Memory and traffic per GPU for Qwen3-8B and Qwen3-32B on 8 and 64 GPUs: the second table of docs/scale.md.
+"""Memory and traffic per GPU for Qwen3-8B and Qwen3-32B on 8 and 64 GPUs: "Memory and traffic" in docs/scale.md.
 
 python -m benchmarks.scale_plan. SFT with bf16 and checkpointed activations, micro-batches of 16,384 tokens, one per
 step and GPU, half of the tokens scored. The formulas are alignment.memory_plan's and alignment.inspect's;
