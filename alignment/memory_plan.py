@@ -9,12 +9,13 @@ Bytes per rank:
   zero1           P b         T b + T b / W   2 x 4 T / W   4 T / W      casts (b), the reduction's bucket
   zero2           P b         T b / W         2 x 4 T / W   4 T / W      casts (b), the reduction's bucket
   zero3           P b / W     T b / W         2 x 4 T / W   4 T / W      at most LIVE parameters, and the bucket
-  zero3_offload   P b / W     –               –             –            the same; 4 x 4 T / W in the CPU's memory
+  zero3_offload   P b / W     –               –             –            the same; on the CPU see (d)
   fsdp2           P b / W     T b / W         2 T b / W     –            embeddings and head, and two layers (c)
 
 (a) the gradients, and the buckets in which DDP sums them up. (b) with `bf16` and b = 4, 2 P: autocast's copies; under
 zero3 they come and go with the layers, as long as activations are checkpointed. (c) weights in bfloat16 with `bf16`,
-and as much again for their gradient. Sent by each rank per optimizer step:
+and as much again for their gradient. (d) 12 T / W of moments and master copy, the gradient in float32 and as it was
+reduced, (4 + b) T / W. Sent by each rank per optimizer step:
 
   ddp 2 f T b;   zero1 2 f T b;   zero2 (m + 1) f T b;   zero3 m f (2 P b + T b);   fsdp2 m f (2 P g + T b), g = 2 with
   `bf16`, else b
@@ -117,7 +118,7 @@ def spread(
     sent = micro_batches * f * (2 * whole + trained)
     if configuration == "zero3":
         return Spread(whole / w, trained / w, 3 * masters, live, 0, sent, trained / w + bucket)
-    return Spread(whole / w, 0, 0, live, 4 * masters, sent, bucket)
+    return Spread(whole / w, 0, 0, live, 4 * masters + trained / w, sent, bucket)
 
 
 def spread_table(

@@ -68,7 +68,7 @@ class ColdStartRecipe:
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name}: {getattr(self, name)} is not valid, it has to be between 0 and 1")
         check_values(self, "1 or more", "per_query", "repetition_ngram")
-        check_values(self, "0 or more", "rows")
+        check_values(self, "0 or more", "rows", "seed", "min_thinking_words")
         check_weights(self.domain_weights)
 
 

@@ -58,7 +58,7 @@ class SelectRecipe:
         band = self.pass_rate_band
         if len(band) != 2 or not 0 <= band[0] <= band[1] <= 1:
             raise UserError(f"pass_rate_band: {band} is not valid, it has to be two numbers between 0 and 1 that rise")
-        check_values(self, "0 or more", "queries")
+        check_values(self, "0 or more", "queries", "seed")
         check_weights(self.domain_weights)
 
 

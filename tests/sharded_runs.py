@@ -138,6 +138,7 @@ def live_bytes() -> int:
             tensor = found.to_local() if isinstance(found, DTensor) else found
             storage = tensor.untyped_storage()
             blocks[storage.data_ptr()] = storage.nbytes()
+    blocks.pop(0, None)  # of what has no memory, as on the device meta
     return sum(blocks.values())
 
 

@@ -71,6 +71,10 @@ def load_model(config: ModelConfig, rope: RopeConfig | None = None) -> PreTraine
     """
     if not config.model_name_or_path:
         raise UserError("model_name_or_path is missing: a hub name or a folder with a transformers checkpoint")
+    if config.attn_implementation:
+        raise UserError(
+            "attn_implementation: packed rows attend by code of their own, which picks the kernel; leave the key out"
+        )
     if is_adapter(config.model_name_or_path):
         return _load_adapter(config, rope)
     own = load_config(config.model_name_or_path)
