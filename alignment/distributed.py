@@ -5,12 +5,17 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from alignment.errors import EngineLost
+
+LONGEST_WAIT = timedelta(hours=6)
+"""For the slowest rank. NCCL's own limit of ten minutes is less than a long rollout takes, a large model's save, or the
+wait for a server that is lost."""
 
 
 def is_distributed() -> bool:

@@ -20,12 +20,11 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, set_seed
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from alignment.checkpoint import (
-    check_folder,
+    find_damage,
     newest_checkpoint,
     random_states,
     restore_random_states,
@@ -34,9 +33,9 @@ from alignment.checkpoint import (
     write_model,
 )
 from alignment.config import TrainConfig
-from alignment.distributed import MetricSums, all_max, all_sum, barrier, rank
+from alignment.distributed import MetricSums, all_max, all_sum, barrier, gather_objects, rank
 from alignment.errors import EngineLost, UserError, shorten
-from alignment.metrics import RunLog
+from alignment.metrics import RunLog, replace_file
 from alignment.models.load import copy_weights
 from alignment.models.router import balances
 from alignment.models.trunk import base_of, checkpoint_activations
@@ -44,9 +43,11 @@ from alignment.optim.adamw import make_optimizer
 from alignment.packing import cut, empty_batch
 from alignment.packing.sequence_parallel import ALONE, SequenceGroup
 from alignment.schedule import learning_rate_at
-from alignment.sharding import check_processes, check_rest, make_sharding, read_launch
-from alignment.trackers import check_trackers, start_trackers
+from alignment.sharding import make_sharding, read_launch
 from alignment.types import Algorithm, Batch, Episode, PackedBatch
+
+EVALUATED = "evaluation.json"
+"""In the run's folder: the step of the last evaluation, and the best value so far."""
 
 
 @dataclass(frozen=True)
@@ -56,31 +57,6 @@ class Evaluation:
     run: Callable[[], dict[str, float]]
     metric: str | None = None
     higher_is_better: bool = True
-
-
-def make_accelerator(config: TrainConfig, some_parameters_rest: bool = False) -> Accelerator:
-    """One accelerator per process; on a machine without CUDA it stays on the CPU. `some_parameters_rest`: in some
-    steps a part of the model takes no part in the loss. FSDP2 and ZeRO are the trainer's to apply (alignment.sharding).
-
-    Raises UserError when the processes are not what the launcher was asked for, when the launch cannot serve parameters
-    that rest, when output_dir cannot be written, and for trackers that are not there."""
-    check_folder(config.output_dir)
-    check_trackers(config.report_to)
-    set_seed(config.seed)
-    launch = read_launch()
-    if some_parameters_rest:
-        check_rest(launch)
-    accelerator = Accelerator(
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=some_parameters_rest)],
-        cpu=not torch.cuda.is_available(),
-        mixed_precision="bf16" if config.bf16 else "no",
-        log_with=config.report_to or None,
-        project_dir=config.output_dir,
-    )
-    check_processes(launch, accelerator)
-    if config.report_to:
-        start_trackers(accelerator, config)
-    return accelerator
 
 
 def zero_of(output: Any) -> torch.Tensor:
@@ -116,6 +92,7 @@ class Trainer:
         self.folder = Path(config.output_dir)
         self.step = 0
         self.best: float | None = None
+        self.evaluated = 0  # the step of the last evaluation
         self.parts: Mapping[str, Any] = policy.parts  # type: ignore[assignment]
         if config.gradient_checkpointing or config.activation_offload:
             for part in self.parts.values():
@@ -146,20 +123,22 @@ class Trainer:
         last: dict[str, float] = {}
         with log, _stop_signal() as stop:
             log.message(self._describe(resumed))
+            if resumed and self.evaluated < self.step and self._evaluation_is_due():  # the run ended within it
+                with self._saving_when_lost():
+                    last = self._evaluate(log)
             while self.step < self.total_steps:
                 with self._saving_when_lost():
-                    metrics, tokens, samples = self._run_step()
+                    metrics, tokens, samples = self._run_step(log)
                 log.train(self.step, metrics, tokens)
                 log.samples(self.step, samples[: self.config.samples_per_log])
-                finished, best = self.step == self.total_steps, self.best
+                finished = self.step == self.total_steps
                 if finished:  # whatever becomes of the last evaluation
                     self.save()
-                if self.evaluation and (finished or _due(self.step, self.config.eval_every)):
+                if self._evaluation_is_due():
                     with self._saving_when_lost():
-                        last = self._evaluate(self.evaluation, log)
+                        last = self._evaluate(log)
                 stopping = bool(all_max([float(stop())], self.accelerator.device)[0])
-                due = not finished and (stopping or _due(self.step, self.config.save_every))
-                if due or (finished and self.best != best):
+                if not finished and (stopping or _due(self.step, self.config.save_every)):
                     self.save()
                 if stopping and not finished:
                     log.message(f"stopped by a signal after step {self.step}; the same command goes on from there")
@@ -169,7 +148,11 @@ class Trainer:
             self.accelerator.end_training()
         return last
 
-    def _run_step(self) -> tuple[dict[str, float], int, list[dict]]:
+    def _evaluation_is_due(self) -> bool:
+        finished = self.step == self.total_steps
+        return self.evaluation is not None and (finished or _due(self.step, self.config.eval_every))
+
+    def _run_step(self, log: RunLog) -> tuple[dict[str, float], int, list[dict]]:
         started = time.perf_counter()
         learning_rate = self._set_learning_rate()
         episode = self._collect()
@@ -183,11 +166,16 @@ class Trainer:
         self.step += 1
         sums.add({"time/collect": (collected - started, 1), "time/train": (time.perf_counter() - collected, 1)})
         metrics = sums.reduce(self.accelerator.device)
-        trained = time.perf_counter()
-        self._after_update(metrics)
-        metrics["time/update"] = time.perf_counter() - trained
+        metrics["learning_rate"] = learning_rate
         tokens = int(all_sum([tokens], self.accelerator.device)[0])
-        return {**metrics, "learning_rate": learning_rate}, tokens, episode.samples
+        trained = time.perf_counter()
+        try:
+            self._after_update(metrics)
+        except EngineLost:
+            log.train(self.step, metrics, tokens)  # the step itself is sound
+            raise
+        metrics["time/update"] = time.perf_counter() - trained
+        return metrics, tokens, episode.samples
 
     def _collect(self) -> Episode:
         """The episode; when the engine is lost on the way everything is as before, so that it can be saved."""
@@ -288,7 +276,9 @@ class Trainer:
             group["lr"] = value * peak / c.learning_rate if c.learning_rate else at(peak, 0.0)
         return value
 
-    def _evaluate(self, evaluation: Evaluation, log: RunLog) -> dict[str, float]:
+    def _evaluate(self, log: RunLog) -> dict[str, float]:
+        evaluation = self.evaluation
+        assert evaluation is not None
         self.model.eval()
         with self._readable(), self.accelerator.autocast():
             metrics = evaluation.run()
@@ -300,6 +290,9 @@ class Trainer:
                 self.best = value
                 with self.sharding.whole(for_saving=True):
                     self.save_model(self.folder / "best")
+        self.evaluated = self.step
+        if rank() == 0:  # a run that ends here has no later checkpoint to say so
+            replace_file(self.folder / EVALUATED, json.dumps({"step": self.step, "best": self.best}))
         return metrics
 
     def _readable(self, needed: bool = True) -> contextlib.AbstractContextManager[Any]:
@@ -331,7 +324,7 @@ class Trainer:
         self.sharding.save_optimizer(path)
         self.save_parts(path)
         if rank() == 0:
-            progress = {"step": self.step, "best": self.best}
+            progress = {"step": self.step, "best": self.best, "evaluated": self.evaluated}
             (path / "trainer.json").write_text(json.dumps(progress))
 
     def save_parts(self, folder: Path) -> None:
@@ -352,7 +345,11 @@ class Trainer:
                 self._after_update({})
             return False
         progress = json.loads((path / "trainer.json").read_text())
-        self.step, self.best = progress["step"], progress["best"]
+        self.step, self.best, self.evaluated = (progress[name] for name in ("step", "best", "evaluated"))
+        file = self.folder / EVALUATED
+        (newer,) = gather_objects([json.loads(file.read_text()) if rank() == 0 and file.exists() else None])[:1]
+        if newer and newer["step"] == self.step:
+            self.best, self.evaluated = newer["best"], self.step
         if lost := self.sharding.load_optimizer(path):
             self.accelerator.print(f"checkpoint {path}: {lost}")
         own = path / f"state-rank-{rank()}.pt"
@@ -375,6 +372,8 @@ class Trainer:
                 raise UserError(
                     f"resume: {shorten(path)} is not a checkpoint; give a folder …/checkpoints/step-XXXXXXXX"
                 )
+            if problem := find_damage(path):
+                raise UserError(f"resume: the checkpoint {shorten(path)} is damaged ({problem}); give another one")
             return path
         return newest_checkpoint(self.folder / "checkpoints", say)
 

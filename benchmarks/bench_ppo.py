@@ -58,12 +58,13 @@ def make_scalar(name: str, seed: int):
 
 
 def run_ours(spec: dict[str, Any], gate: Gate) -> None:
+    from alignment.accelerator import make_accelerator
     from alignment.algorithms.ppo import Ppo, PpoConfig
     from alignment.models import Policy, ScalarModel
     from alignment.models.actor_critic import ActorCritic
     from alignment.optim.adamw import make_optimizer
     from alignment.rollout import TransformersEngine
-    from alignment.trainer import Trainer, make_accelerator
+    from alignment.trainer import Trainer
     from alignment.types import Prompt, Sampling
     from benchmarks import ours
     from benchmarks.bench_grpo import Given, Timed

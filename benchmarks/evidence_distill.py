@@ -150,13 +150,14 @@ class Bench:
 
     def run(self, kind: str, steps: int, policy, output: Path, meter: Meter, learning_rate: float) -> list[dict]:
         """Train the policy in place; returns the evaluations, with the compute of training up to each."""
+        from alignment.accelerator import make_accelerator
         from alignment.algorithms.distill import Distill, DistillConfig, OffPolicy, OnPolicy
         from alignment.algorithms.grpo import Grpo, GrpoConfig
         from alignment.config import TrainConfig
         from alignment.data.curriculum import Curriculum
         from alignment.models.student import Student
         from alignment.rollout import TransformersEngine
-        from alignment.trainer import Evaluation, Trainer, make_accelerator
+        from alignment.trainer import Evaluation, Trainer
 
         engine = TransformersEngine(policy.model, self.tokenizer, max_rows=256)
         sampling = _sampling(self.tokenizer, self.seed)

@@ -77,6 +77,7 @@ def run_arm(folder: Path, arm: str, seed: int, output: Path) -> None:
     """Train and write result.json: the evaluations, and what the training steps said."""
     from trl import ModelConfig
 
+    from alignment.accelerator import make_accelerator
     from alignment.algorithms.ppo import Ppo, PpoConfig
     from alignment.algorithms.sft import heldout_loss
     from alignment.chat.template import stop_token_ids
@@ -90,7 +91,7 @@ def run_arm(folder: Path, arm: str, seed: int, output: Path) -> None:
     from alignment.models.load_scalar import scalar_from_policy
     from alignment.optim.online_merging import OnlineMergingConfig, make_merging_optimizer
     from alignment.rollout import TransformersEngine
-    from alignment.trainer import Evaluation, Trainer, make_accelerator
+    from alignment.trainer import Evaluation, Trainer
     from alignment.types import Sampling
     from recipes.common import sample_pass_rate
     from rewards import RewardRunner, get_reward

@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from alignment.accelerator import make_accelerator
 from alignment.algorithms.sft import Sft
 from alignment.config import TrainConfig
 from alignment.models import Policy
 from alignment.packing import conversation
-from alignment.trainer import Trainer, make_accelerator
+from alignment.trainer import Trainer
 from alignment.types import Algorithm, Batch, Episode, PackedBatch, Tree
 from benchmarks.sides import Gate
 from benchmarks.workload import Row, make_tokenizer

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from trl import ModelConfig
 
 import recipes  # noqa: F401  refuses to start when a foreign package shadows ours
+from alignment.accelerator import make_accelerator
 from alignment.algorithms.distill import Distill, DistillConfig, OffPolicy, OnPolicy
 from alignment.algorithms.teachers import DEFAULT, StoredTargets, Teachers
 from alignment.config import TrainConfig, check_values, parse
@@ -27,7 +28,7 @@ from alignment.models.load import load_policy
 from alignment.models.student import Student
 from alignment.models.teacher import Teacher, load_teacher, vocabulary_of
 from alignment.models.teacher_server import load_server_teacher
-from alignment.trainer import Trainer, make_accelerator
+from alignment.trainer import Trainer
 from alignment.types import Engine, Prompt
 from recipes import rollouts
 from recipes.common import make_sampling, run, write_settings

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from trl import ModelConfig
 
 import recipes  # noqa: F401  refuses to start when a foreign package shadows ours
+from alignment.accelerator import make_accelerator
 from alignment.algorithms.dpo import Dpo, DpoConfig, check_pairs, heldout_pairs
 from alignment.algorithms.reference import Reference, precompute
 from alignment.config import TrainConfig, check_values, parse
@@ -26,7 +27,7 @@ from alignment.fingerprint import fingerprint, weights_fingerprint
 from alignment.models import Policy
 from alignment.models.load import load_policy, switch_dropout_off
 from alignment.optim.online_merging import OnlineMergingConfig, make_merging_optimizer
-from alignment.trainer import Evaluation, Trainer, make_accelerator
+from alignment.trainer import Evaluation, Trainer
 from alignment.types import Tree
 from recipes.common import run, write_settings
 

@@ -22,7 +22,7 @@ from trl import ModelConfig
 import recipes  # noqa: F401  refuses to start when a foreign package shadows ours
 from alignment.config import check_values, parse
 from alignment.data.sampled import ByVerdict, Response, accepted_rows, pair_rows, sort_responses, whole_response
-from alignment.distributed import gather_objects, rank, world_size
+from alignment.distributed import LONGEST_WAIT, gather_objects, rank, world_size
 from alignment.errors import UserError
 from alignment.fingerprint import fingerprint, weights_fingerprint
 from alignment.models.load import load_policy
@@ -160,7 +160,7 @@ def _write_rows(path: str, name: str, rows: Sequence[dict[str, Any]]) -> None:
 def main(arguments: Sequence[str] | None = None) -> dict[str, int]:
     """Runs the recipe and returns the counts."""
     recipe, model, sampler = parse(*KINDS, arguments=arguments)
-    state = PartialState(cpu=not torch.cuda.is_available())
+    state = PartialState(cpu=not torch.cuda.is_available(), timeout=LONGEST_WAIT)
     policy, tokenizer = load_policy(model)
     made_by = fingerprint(weights_fingerprint(policy), tokenizer.chat_template)
     policy.to(state.device)

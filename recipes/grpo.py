@@ -14,6 +14,7 @@ from typing import Literal
 from trl import ModelConfig
 
 import recipes  # noqa: F401  refuses to start when a foreign package shadows ours
+from alignment.accelerator import make_accelerator
 from alignment.algorithms.grpo import Grpo, GrpoConfig
 from alignment.config import TrainConfig, check_values, parse
 from alignment.data.curriculum import Curriculum, PromptScore, ScoreFile
@@ -23,7 +24,7 @@ from alignment.fingerprint import fingerprint, weights_fingerprint
 from alignment.models import Policy
 from alignment.models.load import load_policy, switch_dropout_off
 from alignment.optim.online_merging import OnlineMergingConfig, make_merging_optimizer
-from alignment.trainer import Trainer, make_accelerator
+from alignment.trainer import Trainer
 from alignment.types import Prompt, Sampling
 from recipes.common import make_sampling, run, write_settings
 from recipes.engines import EngineConfig

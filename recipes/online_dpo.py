@@ -12,13 +12,14 @@ from collections.abc import Sequence
 from trl import ModelConfig
 
 import recipes  # noqa: F401  refuses to start when a foreign package shadows ours
+from alignment.accelerator import make_accelerator
 from alignment.algorithms.dpo import DpoConfig
 from alignment.algorithms.online_dpo import OnlineDpo, OnlineDpoConfig
 from alignment.algorithms.reference import Reference
 from alignment.config import TrainConfig, parse
 from alignment.models.load import load_policy, switch_dropout_off
 from alignment.optim.online_merging import OnlineMergingConfig, make_merging_optimizer
-from alignment.trainer import Trainer, make_accelerator
+from alignment.trainer import Trainer
 from recipes.common import make_sampling, run, write_settings
 from recipes.engines import EngineConfig
 from recipes.rollouts import RolloutRecipe, load_prompts, make_engine, make_evaluation, make_score

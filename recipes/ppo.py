@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from trl import ModelConfig
 
 import recipes  # noqa: F401  refuses to start when a foreign package shadows ours
+from alignment.accelerator import make_accelerator
 from alignment.algorithms.ppo import Ppo, PpoConfig
 from alignment.config import TrainConfig, check_values, parse
 from alignment.data.load import load_rows
@@ -25,7 +26,7 @@ from alignment.models.load import load_policy, switch_dropout_off
 from alignment.models.load_scalar import load_scalar, scalar_from_policy
 from alignment.models.teacher import first_difference
 from alignment.optim.online_merging import OnlineMergingConfig, make_merging_optimizer
-from alignment.trainer import Trainer, make_accelerator
+from alignment.trainer import Trainer
 from alignment.types import Tree
 from recipes.common import make_sampling, run, write_settings
 from recipes.engines import EngineConfig

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from trl import ModelConfig
 
 import recipes  # noqa: F401  refuses to start when a foreign package shadows ours
+from alignment.accelerator import make_accelerator
 from alignment.algorithms.reward_model import RewardModelConfig, RewardModeling, heldout_rewards
 from alignment.config import TrainConfig, check_values, parse
 from alignment.data.load import load_rows
@@ -25,7 +26,7 @@ from alignment.models.load import switch_dropout_off
 from alignment.models.load_scalar import load_scalar
 from alignment.models.reward_scoring import end_token_of
 from alignment.models.scalar import END_TOKEN_KEY
-from alignment.trainer import Evaluation, Trainer, make_accelerator
+from alignment.trainer import Evaluation, Trainer
 from alignment.types import Tree
 from recipes.common import run, write_settings
 

@@ -12,6 +12,7 @@ from typing import Literal
 from trl import ModelConfig
 
 import recipes  # noqa: F401  refuses to start when a foreign package shadows ours
+from alignment.accelerator import make_accelerator
 from alignment.algorithms.sft import Sft, heldout_loss
 from alignment.config import TrainConfig, check_values, parse
 from alignment.data.load import load_rows
@@ -20,7 +21,7 @@ from alignment.errors import UserError, about
 from alignment.models.load import load_policy
 from alignment.models.rope import RopeConfig, check_length
 from alignment.packing.sequence_parallel import make_sequence_group
-from alignment.trainer import Evaluation, Trainer, make_accelerator
+from alignment.trainer import Evaluation, Trainer
 from recipes.common import run, write_settings
 
 

@@ -23,6 +23,7 @@ import torch.distributed as dist
 import yaml
 from torch.distributed.tensor import DTensor
 
+from alignment.accelerator import make_accelerator
 from alignment.algorithms.sft import Sft
 from alignment.config import TrainConfig
 from alignment.distributed import rank, world_size
@@ -30,7 +31,6 @@ from alignment.models import Policy
 from alignment.packing import conversation
 from alignment.packing.sequence_parallel import make_sequence_group
 from alignment.sharding import make, read_launch
-from alignment.trainer import make_accelerator
 from tests.tiny import tiny_model
 from tests.training import rows, train
 from tests.training_distill import train_distill

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from alignment.accelerator import make_accelerator
 from alignment.algorithms.grpo import Grpo, GrpoConfig
 from alignment.checkpoint import checkpoints
 from alignment.config import TrainConfig
@@ -15,7 +16,7 @@ from alignment.metrics import read_metrics
 from alignment.models import Policy
 from alignment.rollout import TransformersEngine
 from alignment.rollout.ahead import Ahead
-from alignment.trainer import Evaluation, Trainer, make_accelerator
+from alignment.trainer import Evaluation, Trainer
 from alignment.types import Prompt, Sampling
 from tests.tiny import tiny_model, tiny_tokenizer
 from tests.training import weights_hash

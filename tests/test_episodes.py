@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from alignment.accelerator import make_accelerator
 from alignment.algorithms.grpo import Grpo, GrpoConfig
 from alignment.chat.template import stop_token_ids
 from alignment.chat.tool_calls import ToolCall, ToolResponses
@@ -23,7 +24,7 @@ from alignment.rollout import TransformersEngine
 from alignment.rollout.episodes import EpisodeEngine, EpisodeLimits
 from alignment.rollout.thinking import STOP_THINKING
 from alignment.rollout.tools import Turn, run_turns
-from alignment.trainer import Trainer, make_accelerator
+from alignment.trainer import Trainer
 from alignment.types import Prompt, Sampling, Segment
 from recipes.tools import calculator
 from rewards import RewardRunner

@@ -145,9 +145,10 @@ def test_full_rank_with_orthogonal_a_is_full_training(tmp_path):
 
 
 def train_with(policy: Policy, optimizer: torch.optim.Optimizer, folder: str) -> None:
+    from alignment.accelerator import make_accelerator
     from alignment.algorithms.sft import Sft
     from alignment.config import TrainConfig
-    from alignment.trainer import Trainer, make_accelerator
+    from alignment.trainer import Trainer
 
     config = TrainConfig(output_dir=folder, learning_rate=0.5)
     accelerator = make_accelerator(config)

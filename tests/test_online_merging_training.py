@@ -4,6 +4,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
+from alignment.accelerator import make_accelerator
 from alignment.algorithms.sft import Sft
 from alignment.checkpoint import checkpoints
 from alignment.config import TrainConfig, parse
@@ -13,7 +14,7 @@ from alignment.models.actor_critic import ActorCritic
 from alignment.models.load_scalar import scalar_from_policy
 from alignment.optim.adamw import make_optimizer
 from alignment.optim.online_merging import OnlineMergingConfig, make_merging_optimizer
-from alignment.trainer import Trainer, make_accelerator
+from alignment.trainer import Trainer
 from tests.ranks import finish, start
 from tests.test_online_merging import config
 from tests.tiny import tiny_model, tiny_tokenizer

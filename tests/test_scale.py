@@ -13,7 +13,8 @@ from tests.tiny import tiny_model
 from tests.training_ppo import tiny_actor_critic
 
 LAUNCHER = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_MIXED_PRECISION", "MASTER_PORT",
-            "WORLD_SIZE", "FSDP_VERSION", "FSDP_OFFLOAD_PARAMS", "ACCELERATE_DEEPSPEED_ZERO_STAGE")  # fmt: skip
+            "WORLD_SIZE", "CROSS_SIZE", "FSDP_VERSION", "FSDP_OFFLOAD_PARAMS",
+            "ACCELERATE_DEEPSPEED_ZERO_STAGE")  # fmt: skip
 
 
 @pytest.fixture
@@ -56,9 +57,16 @@ def test_launches_that_cannot_be_served_are_refused(launch, environment, message
         launch(**environment)
 
 
+def test_deepspeeds_own_launcher_that_found_one_machine_is_refused(launch):
+    zero = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2", "WORLD_SIZE": "2"}
+    assert launch(**zero).kind == "zero"
+    with pytest.raises(UserError, match="deepspeed_multinode_launcher: standard"):
+        launch(**zero, CROSS_SIZE="1")
+
+
 def test_parameters_that_rest_are_refused_where_the_optimizer_is_on_the_cpu(launch, tmp_path):
+    from alignment.accelerator import make_accelerator
     from alignment.config import TrainConfig
-    from alignment.trainer import make_accelerator
 
     launch(
         ACCELERATE_USE_DEEPSPEED="true",
@@ -72,9 +80,9 @@ def test_parameters_that_rest_are_refused_where_the_optimizer_is_on_the_cpu(laun
 
 def test_separate_trainings_are_refused(launch, tmp_path):
     """Two processes that were started together and do not know of each other."""
+    from alignment.accelerator import make_accelerator
     from alignment.config import TrainConfig
     from alignment.sharding import Launch, check_processes
-    from alignment.trainer import make_accelerator
 
     accelerator = make_accelerator(TrainConfig(output_dir=str(tmp_path)))
     with pytest.raises(UserError, match=r"2 processes were started.*group of 1"):

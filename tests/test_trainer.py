@@ -9,6 +9,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
+from alignment.accelerator import make_accelerator
 from alignment.algorithms.sft import Sft
 from alignment.checkpoint import checkpoints, find_damage, newest_checkpoint
 from alignment.config import TrainConfig
@@ -20,7 +21,7 @@ from alignment.models import Policy
 from alignment.optim.adamw import make_optimizer
 from alignment.schedule import learning_rate_at
 from alignment.sharding import Launch
-from alignment.trainer import Evaluation, Trainer, make_accelerator
+from alignment.trainer import Evaluation, Trainer
 from alignment.types import Batch, Episode
 from tests.ranks import finish, start
 from tests.tiny import tiny_model, tiny_tokenizer

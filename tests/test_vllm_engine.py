@@ -11,9 +11,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import uvicorn
+from safetensors import SafetensorError
 from starlette.applications import Starlette
 from starlette.responses import JSONResponse
 from starlette.routing import Route
+from transformers import PreTrainedModel
 
 from alignment.errors import EngineLost, UserError
 from alignment.models import Policy
@@ -309,10 +311,17 @@ def test_only_the_newest_weights_stay_and_they_appear_whole(tmp_path):
     assert not (tmp_path / "w").exists()
 
 
-def test_a_folder_that_cannot_be_written_is_reported(tmp_path):
+def test_a_folder_that_cannot_be_written_is_reported(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="vllm_weights_dir"):
         WeightFolder(tmp_path / "file" / "w", adapters=False).write(tiny_model("qwen3"), "a-0")
+
+    def full(self, folder, **_):
+        raise SafetensorError("No space left on device")
+
+    monkeypatch.setattr(PreTrainedModel, "save_pretrained", full)
+    with pytest.raises(EngineLost, match="No space left on device"):
+        WeightFolder(tmp_path / "w", adapters=False).write(tiny_model("qwen3"), "a-0")
 
 
 def test_the_probe_tells_right_weights_from_others():

@@ -15,12 +15,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from alignment.accelerator import make_accelerator
 from alignment.algorithms.sft import Sft
 from alignment.config import TrainConfig
 from alignment.models import Policy
 from alignment.packing import conversation
 from alignment.packing.sequence_parallel import ALONE
-from alignment.trainer import Trainer, make_accelerator
+from alignment.trainer import Trainer
 from alignment.types import Rollout, Tree
 from tests.tiny import tiny_model, tiny_tokenizer
 

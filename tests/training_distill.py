@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from alignment.accelerator import make_accelerator
 from alignment.algorithms.distill import Distill, DistillConfig, OffPolicy, OnPolicy
 from alignment.algorithms.teachers import StoredTargets, Teachers
 from alignment.config import TrainConfig
@@ -17,7 +18,7 @@ from alignment.models.student import Student
 from alignment.models.teacher import LocalTeacher
 from alignment.packing import conversation
 from alignment.rollout import TransformersEngine
-from alignment.trainer import Trainer, make_accelerator
+from alignment.trainer import Trainer
 from alignment.types import Prompt, Sampling, Tree
 from tests.tiny import tiny_model, tiny_tokenizer
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from alignment.accelerator import make_accelerator
 from alignment.algorithms.dpo import Dpo, DpoConfig
 from alignment.algorithms.online_dpo import OnlineDpo, OnlineDpoConfig
 from alignment.algorithms.reference import Reference, precompute
@@ -14,7 +15,7 @@ from alignment.config import TrainConfig
 from alignment.models import Policy
 from alignment.packing import group
 from alignment.rollout import TransformersEngine
-from alignment.trainer import Trainer, make_accelerator
+from alignment.trainer import Trainer
 from alignment.types import Prompt, Rollout, Sampling, Segment, Tree
 from tests.tiny import tiny_model, tiny_tokenizer
 from tests.training import reward_rollouts, share_below

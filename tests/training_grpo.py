@@ -7,13 +7,14 @@ import time
 
 import numpy as np
 
+from alignment.accelerator import make_accelerator
 from alignment.algorithms.grpo import Grpo, GrpoConfig
 from alignment.config import TrainConfig
 from alignment.data.curriculum import Curriculum
 from alignment.errors import EngineLost
 from alignment.models import Policy
 from alignment.rollout import TransformersEngine
-from alignment.trainer import Trainer, make_accelerator
+from alignment.trainer import Trainer
 from alignment.types import Prompt, Rollout, Sampling
 from tests.tiny import tiny_model, tiny_tokenizer
 from tests.training import reward_rollouts, share_below

@@ -9,13 +9,14 @@ import numpy as np
 import torch
 from transformers import AutoModelForSequenceClassification
 
+from alignment.accelerator import make_accelerator
 from alignment.algorithms.ppo import Ppo, PpoConfig
 from alignment.config import TrainConfig
 from alignment.models import Policy, ScalarModel
 from alignment.models.actor_critic import ActorCritic
 from alignment.optim.adamw import make_optimizer
 from alignment.rollout import TransformersEngine
-from alignment.trainer import Trainer, make_accelerator
+from alignment.trainer import Trainer
 from alignment.types import Prompt, Rollout, Sampling
 from tests.tiny import tiny_config, tiny_model, tiny_tokenizer
 from tests.training import reward_rollouts, rows, share_below

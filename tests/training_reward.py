@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
+from alignment.accelerator import make_accelerator
 from alignment.algorithms.reward_model import RewardModelConfig, RewardModeling
 from alignment.config import TrainConfig
 from alignment.data.branches import Branch, shared_tree
 from alignment.models.load_scalar import scalar_from_policy
 from alignment.models.policy import Policy
 from alignment.models.scalar import ScalarModel
-from alignment.trainer import Trainer, make_accelerator
+from alignment.trainer import Trainer
 from alignment.types import Tree
 from tests.tiny import tiny_model, tiny_tokenizer
 

@@ -1,6 +1,6 @@
 """vLLM in this process, for one GPU (or CPU) that trains and samples by turns. Needs vLLM in this environment.
 
-Every rank has a vLLM of its own, which is started from the policy's weights and told of new ones as a server is.
+It is started from the policy's weights and told of new ones as a server is. On CPUs every rank has one of its own.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from alignment.distributed import barrier, rank, together
+from alignment.distributed import barrier, rank, together, world_size
 from alignment.errors import EngineLost, UserError
 from alignment.models import Policy
 from alignment.rollout import vllm_server
@@ -46,6 +46,10 @@ class LocalBackend:
         if isinstance(model, PeftModel):
             raise UserError(
                 "engine: vllm in this process takes no adapters; start a server and name it in vllm_servers"
+            )
+        if torch.cuda.is_available() and world_size() > 1:  # every rank's would take the first GPU
+            raise UserError(
+                "engine: vllm in this process serves one GPU; with several start servers and name them in vllm_servers"
             )
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         try:

@@ -12,10 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase
 
 from alignment.chat.tokens import tokenize_text
-from alignment.errors import EngineLost, UserError
+from alignment.checkpoint import writing_problem
+from alignment.errors import EngineLost
 from alignment.models import Policy
 from alignment.models.score import add_logprobs
 from alignment.rollout.vllm_sample import Request
@@ -42,7 +45,7 @@ class WeightFolder:
         self.folder, self.adapters = folder, adapters
 
     def write(self, model: Any, version: str) -> None:
-        """Raises UserError when the folder is full or not writable."""
+        """Raises EngineLost when the folder is full or not writable."""
         path, aside = self.folder / version, self.folder / f".writing-{version}"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -53,10 +56,11 @@ class WeightFolder:
             for old in self.folder.iterdir():
                 if old != path:
                     shutil.rmtree(old, ignore_errors=True)
-        except OSError as error:
-            raise UserError(
-                f"vllm_weights_dir: the weights could not be written to {self.folder}: {error.strerror or error}. "
-                "Free space there or name another folder that the servers can read"
+        except (OSError, SafetensorError) as error:
+            raise EngineLost(
+                f"vllm_weights_dir: the weights could not be written to {self.folder}: "
+                f"{writing_problem(error, self.folder)}. Free space there, twice that of the weights, or name another "
+                "folder that the servers can read"
             ) from error
 
     def path(self, version: str) -> Path:
@@ -88,7 +92,11 @@ class Probe:
         tree = Tree([Segment(self.token_ids, scored=scored)])
         modes = {module: module.training for module in policy.modules()}
         policy.eval()
-        add_logprobs(policy, [tree], "probe", max_tokens)
+        wrapped = policy.__dict__.pop("forward", None)  # accelerate's, which computes in bfloat16 under `bf16`
+        with torch.autocast(policy.device.type, enabled=False):
+            add_logprobs(policy, [tree], "probe", max_tokens)
+        if wrapped is not None:
+            policy.__dict__["forward"] = wrapped
         for module, training in modes.items():
             module.training = training
         self.expected = tree.segments[0].columns["probe"][self.places]

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from alignment.distributed import all_sum
+from alignment.errors import UserError
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +84,20 @@ def clip_sets(parts: Mapping[str, Any]) -> dict[str, list[nn.Parameter]]:
         sets[name] = [p for p in part.parameters() if p.requires_grad and id(p) not in seen]
         seen |= {id(p) for p in sets[name]}
     return sets
+
+
+def load_state(optimizer: torch.optim.Optimizer, content: dict[str, Any]) -> None:
+    """Take over a saved state; the settings are this run's. Raises UserError when its groups are others."""
+    own = [{name: group[name] for name in ("weight_decay", "betas", "eps")} for group in optimizer.param_groups]
+    try:
+        optimizer.load_state_dict(content)
+    except ValueError as error:
+        raise UserError(
+            f"the optimizer's state in the checkpoint is of other groups of parameters ({error}): set weight_decay to "
+            "0, or above 0, as it was, and train the same parameters; or start a new run with another output_dir"
+        ) from error
+    for group, settings in zip(optimizer.param_groups, own, strict=True):
+        group.update(settings)
 
 
 def norm_over_ranks(local: Iterable[torch.Tensor], device: torch.device) -> float:

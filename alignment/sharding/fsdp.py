@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from alignment.distributed import rank
 from alignment.errors import UserError
 from alignment.models.trunk import base_of
-from alignment.sharding.base import Shares, clip_factor, clip_sets, norm_over_ranks
+from alignment.sharding.base import Shares, clip_factor, clip_sets, load_state, norm_over_ranks
 from alignment.sharding.plain import FILE
 from alignment.sharding.twin import split_off_twin, whole
 
@@ -81,26 +81,26 @@ class Fsdp2:
     def save_optimizer(self, folder: Path) -> None:
         """The same file as one process writes."""
         content = self.optimizer.state_dict()
-        full = {
-            i: {
-                name: _gather(value).cpu() if isinstance(value, torch.Tensor) else value
-                for name, value in state.items()
-            }
-            for i, state in content["state"].items()
-        }
+        whole: dict[Any, dict[str, Any]] = {}
+        for i, state in content["state"].items():
+            whole[i] = {}
+            for name, value in state.items():
+                found = _gather(value) if isinstance(value, torch.Tensor) else value
+                if rank() == 0:  # the others let it go at once
+                    whole[i][name] = found.cpu() if isinstance(found, torch.Tensor) else found
         if rank() == 0:
-            torch.save({**content, "state": full}, folder / FILE)
+            torch.save({**content, "state": whole}, folder / FILE)
 
     def load_optimizer(self, folder: Path) -> str:
         if not (folder / FILE).is_file():
             return "its optimizer state was sharded by DeepSpeed: the moments start anew"
-        content = torch.load(folder / FILE, map_location="cpu", weights_only=True)
+        content = torch.load(folder / FILE, map_location="cpu", weights_only=True, mmap=True)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         for i, state in content["state"].items():
             for name, value in state.items():
                 if isinstance(value, torch.Tensor) and value.shape == parameters[i].shape and value.dim():
                     state[name] = _cut(value, parameters[i])
-        self.optimizer.load_state_dict(content)
+        load_state(self.optimizer, content)
         return ""
 
 

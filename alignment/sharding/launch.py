@@ -55,6 +55,7 @@ def read_launch() -> Launch:
     if _take_flag("ACCELERATE_USE_MEGATRON_LM"):
         raise UserError("launch: Megatron-LM is not supported; use one of accelerate_configs/")
     if deepspeed:
+        _refuse_other_launcher()
         return Launch("zero", world_size, _read_deepspeed())
     if not fsdp:
         return Launch("plain", world_size)
@@ -97,6 +98,16 @@ def _refuse_lost_processes() -> None:
             "launch: accelerate was asked for several processes and started one, as it does with --cpu or `use_cpu: "
             "true`. On CPUs start them with `torchrun --nproc_per_node 2 recipes/….py …`, or with `accelerate launch "
             "--config_file accelerate_configs/ddp.yaml --num_processes 2 recipes/….py …` (without --cpu)"
+        )
+
+
+def _refuse_other_launcher() -> None:
+    """On several machines accelerate's default is DeepSpeed's launcher, which without its own list of hosts starts what
+    is on this machine, as a training of its own."""
+    if os.environ.get("CROSS_SIZE") == "1":  # the machines that DeepSpeed's launcher knows of; torchrun does not set it
+        raise UserError(
+            "launch: DeepSpeed's own launcher started the processes of this machine alone: put "
+            "`deepspeed_multinode_launcher: standard` into deepspeed_config of the launch configuration"
         )
 
 

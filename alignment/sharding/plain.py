@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from alignment.distributed import rank
-from alignment.sharding.base import Shares, clip_sets
+from alignment.sharding.base import Shares, clip_sets, load_state
 
 FILE = "optimizer.pt"
 
@@ -54,5 +54,5 @@ class Plain:
     def load_optimizer(self, folder: Path) -> str:
         if not (folder / FILE).is_file():
             return "its optimizer state was sharded by DeepSpeed: the moments start anew"
-        self.optimizer.load_state_dict(torch.load(folder / FILE, map_location="cpu", weights_only=True))
+        load_state(self.optimizer, torch.load(folder / FILE, map_location="cpu", weights_only=True))
         return ""

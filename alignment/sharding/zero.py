@@ -116,7 +116,7 @@ class Zero:
     def save_optimizer(self, folder: Path) -> None:
         """A file per rank: DeepSpeed's partitions are those of this number of ranks."""
         states = [self.optimizer.state.get(flat, {}) for _, flat, _ in self._groups()]
-        content: dict[str, Any] = {"world_size": world_size(), "stage": self.stage, "states": states}
+        content: dict[str, Any] = {**self._identity(), "states": states}
         if self.half_precision:
             content["weights"] = [flat.detach() for _, flat, _ in self._groups()]
         torch.save(content, folder / f"optimizer-rank-{rank()}.pt")
@@ -124,7 +124,7 @@ class Zero:
     def load_optimizer(self, folder: Path) -> str:
         path = folder / f"optimizer-rank-{rank()}.pt"
         content = torch.load(path, map_location="cpu", weights_only=True) if path.is_file() else {}
-        same = (content.get("world_size"), content.get("stage")) == (world_size(), self.stage)
+        same = {**content, **self._identity()} == content if content else False
         if all_max([float(not same)], self.device)[0]:
             return (
                 "its optimizer state is not that of ZeRO of this stage on as many ranks: the weights go on, the "
@@ -136,6 +136,10 @@ class Zero:
             moved = {k: v.to(flat.device) if isinstance(v, torch.Tensor) and v.dim() else v for k, v in state.items()}
             self.optimizer.state[flat] = moved
         return ""
+
+    def _identity(self) -> dict[str, Any]:
+        """What the partitions and their states depend on."""
+        return {"world_size": world_size(), "stage": self.stage, "offloaded": self.offloaded}
 
     def _groups(self) -> Iterator[tuple[dict[str, Any], torch.Tensor, list[torch.Tensor]]]:
         """Of each partition of this rank: the parameter group it belongs to, its weights, and its gradient in pieces
