@@ -1,7 +1,7 @@
 """The processes of a pipeline: a stage, whose output goes to its log and to the console, and services beside it.
 
-Each leads a process group of its own. Linux ends it when the pipeline's process dies, however that happens; a trainer
-that is asked to end so saves a checkpoint first.
+Each leads a process group of its own. Linux ends its first process when the pipeline's dies, however that happens; a
+trainer that is asked to end so saves a checkpoint first.
 """
 
 from __future__ import annotations
@@ -75,6 +75,10 @@ def run_process(command: Sequence[str], log: Path, started: Callable[[int], None
                     _signal(process.pid, signal.SIGTERM if told == 1 else signal.SIGKILL)
                 time.sleep(_POLL_S)
             _copy(shown)
+        while told and group_is_alive(process.pid, time.time()):  # what a launcher has left behind may be saving
+            if asked() > 1:
+                _signal(process.pid, signal.SIGKILL)
+            time.sleep(_POLL_S)
         if told:
             raise Interrupted
     return process.returncode
