@@ -21,7 +21,7 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
 	@touch $@
 
-quickstart: $(READY) ## Train a small reasoning model on this CPU and show the improvement (10 minutes; FULL=1: 25)
+quickstart: $(READY) ## Train a small reasoning model on this CPU and show the improvement (10 minutes; FULL=1: 20)
 	$(BIN)/python -m recipes.quickstart.run $(if $(FULL),--full) $(ARGS)
 
 test: $(READY) ## The fast tests
@@ -43,7 +43,7 @@ lint: $(READY) ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(READY) ## The side-by-side benchmarks of docs/performance.md (a quiet machine, about 35 minutes)
+bench: $(READY) ## The side-by-side benchmarks of docs/performance.md (a quiet machine, about 50 minutes)
 	$(BIN)/python -m benchmarks
 
 clean: ## Remove the virtual environments and caches (runs/ stays)

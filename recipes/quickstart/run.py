@@ -99,7 +99,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, default=Path("runs/quickstart"))
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--full", action="store_true", help="also reward model, DPO and PPO (about 25 minutes in all)")
+    parser.add_argument("--full", action="store_true", help="also reward model, DPO and PPO (about 20 minutes in all)")
     parser.add_argument("--debug", action="store_true")
     options = parser.parse_args()
     folder, seed = options.output_dir, options.seed
