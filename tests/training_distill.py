@@ -20,6 +20,7 @@ from alignment.rollout import TransformersEngine
 from alignment.trainer import Trainer, make_accelerator
 from alignment.types import Prompt, Sampling, Tree
 from tests.tiny import tiny_model, tiny_tokenizer
+from tests.training import gradients
 
 REAL = 500
 """Tokens that count; the models have more rows."""
@@ -108,8 +109,7 @@ def update(algorithm: Distill, step: int = 0, max_tokens: int = 10_000):
         for name, (value, count) in stats.items():
             old = sums.get(name, (0.0, 0.0))
             sums[name] = (old[0] + float(value), old[1] + float(count))
-    gradients = {name: p.grad.clone() for name, p in algorithm.student.named_parameters() if p.grad is not None}
-    return total, gradients, {name: value / count for name, (value, count) in sums.items() if count}
+    return total, gradients(algorithm.student), {name: value / count for name, (value, count) in sums.items() if count}
 
 
 def dense_loss(algorithm: Distill, batch) -> torch.Tensor:
