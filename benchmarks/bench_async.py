@@ -17,13 +17,14 @@ from itertools import pairwise
 from pathlib import Path
 
 import recipes.grpo
+from benchmarks.rows import write_rows
 
 ROWS = 64
 
 
-def write_rows(path: Path) -> None:
+def write_sums(path: Path) -> None:
     rows = [{"prompt": f"What is {a} + {b}?", "answer": str(a + b)} for a in range(8) for b in range(ROWS // 8)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(path, rows)
 
 
 def one_run(folder: Path, model: str, server: str, steps: int, ahead: int, tokens: int) -> list[dict]:
@@ -59,7 +60,7 @@ def main() -> None:
     found: dict[int, list[dict]] = {0: [], 1: []}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_rows(folder / "rows.jsonl")
+        write_sums(folder / "rows.jsonl")
         for ahead in (0, 1, 1, 0):
             found[ahead] += one_run(folder, options.model, options.server, options.steps, ahead, options.tokens)
     print("| rollouts | collect, s | train, s | weights, s | step, s | sampler ratio | outside [0.9, 1.1] |")

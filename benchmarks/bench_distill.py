@@ -219,7 +219,7 @@ def spec_of(model: str, kind: str, shape: dict[str, int], beta: float, settings:
     return {"model": model, "kind": kind, "shape": shape, "beta": beta, "settings": settings_of(settings)}
 
 
-def run_case(case: tuple, threads: int, budget_s: float = 90.0) -> dict[str, Any]:
+def run_case(case: tuple, threads: int) -> dict[str, Any]:
     """Ours and TRL's ways on one piece of work, in turn."""
     name, model, kind, shape, beta, settings, ways = case
     spec = spec_of(model, kind, shape, beta, settings)
@@ -227,7 +227,7 @@ def run_case(case: tuple, threads: int, budget_s: float = 90.0) -> dict[str, Any
     exact = SAME_GKD if "gkd" in ways else SAME
     same = {} if kind == "step" else exact if settings is FP32 else ROUGHLY
     warm, want = (1, 2) if model == "small" else (2, 3)
-    results = compare(sides, same, warm, want, budget_s)
+    results = compare(sides, same, warm, want, budget_s=90)
     flops = useful_flops(model, shape, kind)
     return {"name": name, "kind": kind, "shape": shape, "useful_flops": flops, "sides": results}
 

@@ -107,13 +107,13 @@ def spec_of(model: str, shape: dict[str, int], precomputed: bool, settings: dict
     return {"model": model, "shape": shape, "precomputed": precomputed, "settings": settings_of(settings)}
 
 
-def run_case(case: tuple, threads: int, budget_s: float = 60.0) -> dict[str, Any]:
+def run_case(case: tuple, threads: int) -> dict[str, Any]:
     """Ours and TRL's ways on one piece of work, in turn."""
     name, model, shape, precomputed, settings, ways = case
     spec = spec_of(model, shape, precomputed, settings)
     sides = [Side(way, MODULE, {"way": way, **spec}, threads) for way in ("ours", *ways)]
     warm, want = (1, 3) if model == "small" else (2, 5)
-    results = compare(sides, SAME if settings is FP32 else ROUGHLY, warm, want, budget_s)
+    results = compare(sides, SAME if settings is FP32 else ROUGHLY, warm, want)
     return {"name": name, "shape": shape, "useful_flops": useful_flops(model, shape, precomputed), "sides": results}
 
 

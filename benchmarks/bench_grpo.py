@@ -203,13 +203,13 @@ def useful_flops(model: str, shape: dict[str, int], kind: str, beta: float) -> f
     return training_flops(forward) + forward * ((kind == "step") + bool(beta))
 
 
-def run_case(case: tuple, threads: int, budget_s: float = 90.0) -> dict[str, Any]:
+def run_case(case: tuple, threads: int) -> dict[str, Any]:
     """Ours and TRL's ways on one piece of work, in turn."""
     name, model, kind, shape, beta, settings, ways = case
     spec = {"model": model, "kind": kind, "shape": shape, "beta": beta, "settings": settings_of(settings)}
     sides = [Side(way, MODULE, {"way": way, **spec}, threads) for way in ("ours", *ways)]
     same = {} if kind == "step" else SAME if settings is FP32 else ROUGHLY
-    results = compare(sides, same, warm=1 if model == "small" else 2, want=3, budget_s=budget_s)
+    results = compare(sides, same, warm=1 if model == "small" else 2, want=3, budget_s=90)
     for result in results.values():
         phases, seconds = result["phases"], result["seconds"]
         generation = phases.get("generation", 0.0)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import os
 import tempfile
+import time
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -131,18 +132,32 @@ def _reward_model_score(reward):
 
 
 def run_trl(spec: dict[str, Any], gate: Gate) -> None:
-    import time
-
     import trl
-    import trl.experimental.ppo.ppo_trainer as ppo_trainer
     from datasets import Dataset
-    from trl.experimental.ppo import PPOConfig, PPOTrainer
+    from trl.experimental.ppo import PPOTrainer
 
     assert trl.__version__.startswith(TRL), f"TRL {trl.__version__}: PPO needs {TRL}"
     shape, name = spec["shape"], spec["model"]
-    rows = shape["prompts"] * shape["group_size"]
     questions = [q for q in prompts(shape["prompts"], shape["prompt_tokens"]) for _ in range(shape["group_size"])]
-    arguments = PPOConfig(
+    trainer = PPOTrainer(
+        args=_trl_arguments(shape),
+        processing_class=make_tokenizer(),
+        model=make_model(name),
+        ref_model=make_model(name, seed=1),
+        reward_model=make_scalar(name, 2),
+        value_model=make_scalar(name, 3),
+        train_dataset=Dataset.from_dict({"input_ids": questions}),
+    )
+    _replace_generation(spec, gate)
+    _stop_at_gate(trainer, gate)
+    trainer.train()
+
+
+def _trl_arguments(shape: dict[str, int]):
+    from trl.experimental.ppo import PPOConfig
+
+    rows = shape["prompts"] * shape["group_size"]
+    return PPOConfig(
         output_dir=tempfile.mkdtemp(prefix="bench-trl-"),
         per_device_train_batch_size=rows,
         total_episodes=rows * 10**5,
@@ -166,16 +181,13 @@ def run_trl(spec: dict[str, Any], gate: Gate) -> None:
         logging_steps=1,
         use_cpu=True,
     )
-    trainer = PPOTrainer(
-        args=arguments,
-        processing_class=make_tokenizer(),
-        model=make_model(name),
-        ref_model=make_model(name, seed=1),
-        reward_model=make_scalar(name, 2),
-        value_model=make_scalar(name, 3),
-        train_dataset=Dataset.from_dict({"input_ids": questions}),
-    )
-    generate = ppo_trainer.batch_generation if spec["kind"] == "step" else _given_responses(shape)
+
+
+def _replace_generation(spec: dict[str, Any], gate: Gate) -> None:
+    """Marks the seconds of TRL's `batch_generation`, or of the given completions in its place, as a phase."""
+    import trl.experimental.ppo.ppo_trainer as ppo_trainer
+
+    generate = ppo_trainer.batch_generation if spec["kind"] == "step" else _given_responses(spec["shape"])
 
     def timed(*args):
         start = time.perf_counter()
@@ -184,8 +196,6 @@ def run_trl(spec: dict[str, Any], gate: Gate) -> None:
         return out
 
     ppo_trainer.batch_generation = timed
-    _stop_at_gate(trainer, gate)
-    trainer.train()
 
 
 def _given_responses(shape: dict[str, int]):
@@ -242,7 +252,7 @@ def useful_flops(model: str, shape: dict[str, int], kind: str) -> float:
     return passes + (language_model if kind == "step" else 0.0)
 
 
-def run_case(case: tuple, threads: int, budget_s: float = 90.0) -> dict[str, Any]:
+def run_case(case: tuple, threads: int) -> dict[str, Any]:
     name, model, kind, shape = case
     python = os.environ.get("BENCH_TRL_112", "")
     if not Path(python).is_file():
@@ -250,7 +260,7 @@ def run_case(case: tuple, threads: int, budget_s: float = 90.0) -> dict[str, Any
     spec = {"model": model, "kind": kind, "shape": shape}
     ours = Side("ours", MODULE, {"way": "ours", **spec}, threads)
     theirs = Side(TRL, MODULE, {"way": TRL, **spec}, threads, python=python)
-    results = compare([ours, theirs], SAME if kind == "given" else {}, warm=1, want=2, budget_s=budget_s)
+    results = compare([ours, theirs], SAME if kind == "given" else {}, warm=1, want=2, budget_s=90)
     for result in results.values():
         generation = result["phases"].get("generation", 0.0)
         rest = result["seconds"] - generation

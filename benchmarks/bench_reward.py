@@ -90,13 +90,13 @@ def run_trl(spec: dict[str, Any], gate: Gate) -> None:
 # --- the comparison -------------------------------------------------------------------------------------------------
 
 
-def run_case(case: tuple, threads: int, budget_s: float = 60.0) -> dict[str, Any]:
+def run_case(case: tuple, threads: int) -> dict[str, Any]:
     """Ours and TRL's on one piece of work, in turn."""
     name, model, shape, lengths, settings = case
     spec = {"model": model, "shape": shape, "lengths": lengths, "settings": settings_of(settings)}
     sides = [Side(way, MODULE, {"way": way, **spec}, threads) for way in ("ours", "shipped")]
     warm, want = (1, 3) if model == "small" else (2, 5)
-    results = compare(sides, SAME if settings is FP32 else ROUGHLY, warm, want, budget_s)
+    results = compare(sides, SAME if settings is FP32 else ROUGHLY, warm, want)
     rows = comparisons(shape, lengths)
     segments = [part for q, ranked in rows for part in ((len(q), 0), *((len(a), len(q)) for a in ranked))]
     return {

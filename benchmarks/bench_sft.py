@@ -80,14 +80,14 @@ def _trl_row(row: Row) -> dict[str, list[int]]:
 # --- the comparison -------------------------------------------------------------------------------------------------
 
 
-def run_case(case: tuple, threads: int, budget_s: float = 60.0) -> dict[str, Any]:
+def run_case(case: tuple, threads: int) -> dict[str, Any]:
     """Ours and all of TRL's ways on one piece of work, in turn."""
     name, model, rows, settings, ways = case
     spec = {"model": model, "rows": rows, "settings": settings_of(settings)}
     sides = [Side(way, MODULE, {"way": way, **spec}, threads) for way in ("ours", *ways)]
     varied = rows.get("batches", 1)
     warm, want = (1, 3) if model == "small" else (2, max(5, varied))
-    results = compare(sides, SAME if settings is FP32 else ROUGHLY, warm, want, budget_s)
+    results = compare(sides, SAME if settings is FP32 else ROUGHLY, warm, want)
     batches = sft_rows(**rows)
     made = [row for batch in batches for row in batch]
     work = backbone_flops(model, [(len(row.token_ids), 0) for row in made])

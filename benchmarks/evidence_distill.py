@@ -11,6 +11,7 @@ prompts, and in the samples. Seeds that are done are not done again.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
 import os
@@ -19,10 +20,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.evidence import of_seeds, print_table
+from benchmarks.rows import write_rows
+from benchmarks.sides import ROOT
 from benchmarks.statistics import interval
 
-ROOT = Path(__file__).parent.parent
-RESULTS = Path(__file__).parent / "results" / "evidence_distill.json"
 SEQUENCES, GRPO_SEQUENCES, GROUP = 64, 256, 8
 PROBLEMS, SAMPLES, MAX_TOKENS, SFT_STEPS = 300, 2, 96, 60
 ARMS: dict[str, list[tuple[str, int]]] = {
@@ -98,7 +100,7 @@ def make_rows(quickstart: Path, teacher: Path, folder: Path) -> None:
         verdicts = verify_all("math", [r.text for r in group], [group[0].prompt.row] * len(group))
         for text in dict.fromkeys(r.text for r, v in zip(group, verdicts, strict=True) if v.score == 1):
             rows.append({"prompt": group[0].prompt.messages, "completion": [{"role": "assistant", "content": text}]})
-    (folder / ROWS).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(folder / ROWS, rows)
     spent = {"flops": meter.flops, "cpu_seconds": time.process_time() - started}
     (folder / f"{ROWS}.cost.json").write_text(json.dumps(spent))
 
@@ -207,7 +209,7 @@ class Bench:
         return found
 
 
-def run_seed(quickstart: Path, teacher: Path, folder: Path, seed: int, rates: dict[str, float]) -> dict[str, Any]:
+def run_seed(quickstart: Path, teacher: Path, rates: dict[str, float], folder: Path, seed: int) -> dict[str, Any]:
     """All arms of one seed: lists of evaluations."""
     start = make_start(quickstart, teacher, folder, seed)
     rows = folder.parent / ROWS
@@ -269,19 +271,8 @@ def main() -> None:
     if not (options.folder / f"{ROWS}.cost.json").is_file():
         options.folder.mkdir(parents=True, exist_ok=True)
         make_rows(options.quickstart, options.teacher, options.folder)
-    results = []
-    for seed in options.seeds:
-        folder = options.folder / f"seed-{seed}"
-        if not (folder / "result.json").is_file():
-            folder.mkdir(parents=True, exist_ok=True)
-            result = run_seed(options.quickstart, options.teacher, folder, seed, rates)
-            (folder / "result.json").write_text(json.dumps(result))
-        results.append(json.loads((folder / "result.json").read_text()))
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-    for arm, columns in summarise(results).items():
-        print(arm)
-        for name, (mean, half) in columns.items():
-            print(f"    {name:50s} {mean:8.3f} ± {half:.3f}")
+    one = functools.partial(run_seed, options.quickstart, options.teacher, rates)
+    print_table(summarise(of_seeds("evidence_distill", options.folder, options.seeds, one)), digits=3)
 
 
 if __name__ == "__main__":

@@ -15,12 +15,13 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from benchmarks import evidence_distill, evidence_reward_model, evidence_thinking
+from benchmarks.evidence import RESULTS
 from benchmarks.evidence_ppo import ARMS, summarise
+from benchmarks.sides import ROOT
 from benchmarks.statistics import interval
 from benchmarks.tables import markdown
 
-ROOT = Path(__file__).parent.parent
-RESULTS, DOCS = Path(__file__).parent / "results", ROOT / "docs"
+DOCS = ROOT / "docs"
 COLOURS = dict(zip(ARMS, ("#4269d0", "#efb118", "#ff725c", "#3ca951", "#a463f2"), strict=True))
 
 

@@ -18,13 +18,15 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.evidence import print_table, write_results
+from benchmarks.rows import write_rows
+from benchmarks.sides import ROOT
 from benchmarks.statistics import interval
 
-ROOT = Path(__file__).parent.parent
-RESULTS = Path(__file__).parent / "results" / "evidence_ppo.json"
 ARMS: dict[str, dict[str, Any]] = {
     "PPO": {},
     "no value warm-up": {"value_warmup_steps": 0},
@@ -55,7 +57,7 @@ def make_start(folder: Path, text: Path | None) -> None:
         ("text", part[:TEXTS]),
         ("heldout_text", part[TEXTS:]),
     ):
-        (folder / "data" / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        write_rows(folder / "data" / f"{name}.jsonl", lines)
     yaml = ["--config", str(ROOT / "recipes/quickstart/sft.yaml")]
     data = ["--dataset", str(folder / "data" / "sft.jsonl"), "--output_dir", str(folder / "task")]
     recipes.sft.main([*yaml, "--model_name_or_path", str(folder / "base"), *data])
@@ -75,20 +77,12 @@ def _texts(path: Path) -> list[str]:
 
 def run_arm(folder: Path, arm: str, seed: int, output: Path) -> None:
     """Train and write result.json: the evaluations, and what the training steps said."""
-    from trl import ModelConfig
-
     from alignment.accelerator import make_accelerator
     from alignment.algorithms.ppo import Ppo, PpoConfig
     from alignment.algorithms.sft import heldout_loss
     from alignment.chat.template import stop_token_ids
     from alignment.config import TrainConfig
-    from alignment.data.load import load_rows
-    from alignment.data.prompts import build_prompts
-    from alignment.data.sft_rows import encode_sft_rows
-    from alignment.metrics import read_metrics
-    from alignment.models.actor_critic import ActorCritic
-    from alignment.models.load import load_policy
-    from alignment.models.load_scalar import scalar_from_policy
+    from alignment.metrics import replace_file
     from alignment.optim.online_merging import OnlineMergingConfig, make_merging_optimizer
     from alignment.rollout import TransformersEngine
     from alignment.trainer import Evaluation, Trainer
@@ -100,51 +94,88 @@ def run_arm(folder: Path, arm: str, seed: int, output: Path) -> None:
     merging = {name: settings.pop(name) for name in list(settings) if name.startswith("merge")}
     top_p = settings.pop("top_p", 0.9)
     ppo = PpoConfig(**{**_defaults(), **settings})
-    steps = ppo.value_warmup_steps + STEPS
     train = TrainConfig(
         output_dir=str(output), seed=seed, learning_rate=2e-4, eval_every=EVAL_EVERY, save_every=0, resume="never"
     )
     accelerator = make_accelerator(train, some_parameters_rest=True)
-    policy, tokenizer = load_policy(ModelConfig(model_name_or_path=str(folder / "sft" / "model"), dtype="float32"))
-    reference = copy.deepcopy(policy).requires_grad_(False).eval()
-    model = ActorCritic(policy, scalar_from_policy(policy, shared=False))
-    data = folder / "data"
-    prompts = build_prompts(load_rows(str(data / "grpo.jsonl")), tokenizer, max_prompt_length=128)
-    heldout = build_prompts(load_rows(str(data / "heldout.jsonl"))[:PROBLEMS], tokenizer, max_prompt_length=128)
-    texts = encode_sft_rows(load_rows(str(data / "text.jsonl")), tokenizer, 512)[0]
-    heldout_texts = encode_sft_rows(load_rows(str(data / "heldout_text.jsonl")), tokenizer, 512)[0]
-    engine = TransformersEngine(policy.model, tokenizer, max_rows=256)
+    model, reference, tokenizer = _models(folder)
+    rows = _rows(folder, tokenizer)
+    engine = TransformersEngine(model.policy.model, tokenizer, max_rows=256)
     sampling = Sampling(max_tokens=96, top_p=top_p, seed=seed, stop_token_ids=tuple(stop_token_ids(tokenizer)))
     score = RewardRunner([("verifier:math", get_reward("verifier:math"), 1.0)], timeout_s=30)
 
     def evaluate() -> dict[str, float]:
         plain = Sampling(max_tokens=96, seed=1000 + seed, stop_token_ids=sampling.stop_token_ids)
-        rates = sample_pass_rate(engine, heldout, 2, plain, score)
-        return {"pass_rate": rates["pass_rate"], "text_loss": heldout_loss(policy, heldout_texts, 4096)["loss"]}
+        rates = sample_pass_rate(engine, rows.heldout, 2, plain, score)
+        loss = heldout_loss(model.policy, rows.heldout_texts, 4096)["loss"]
+        return {"pass_rate": rates["pass_rate"], "text_loss": loss}
 
     base = {"merge_base_model": str(folder / "base")} if merging else {}
     optimizer = make_merging_optimizer(
         model, train, OnlineMergingConfig(**merging, **base), {"value": ppo.value_learning_rate}
     )
-    algorithm = Ppo(model, engine, prompts, score, ppo, sampling, reference, texts, train.max_tokens_per_micro_batch)
+    most = train.max_tokens_per_micro_batch
+    algorithm = Ppo(model, engine, rows.prompts, score, ppo, sampling, reference, rows.texts, most)
     start = evaluate()
+    steps = ppo.value_warmup_steps + STEPS
     Trainer(accelerator, model, tokenizer, algorithm, train, steps, Evaluation(evaluate), optimizer).train()
-    metrics = read_metrics(output / "metrics.jsonl", "train")
-    first = metrics[ppo.value_warmup_steps]
+    result = {"arm": arm, "seed": seed, **_result(output, ppo.value_warmup_steps, start)}
+    replace_file(output / "result.json", json.dumps(result))
+
+
+def _models(folder: Path) -> tuple[Any, Any, Any]:
+    """Policy and value, the reference, and their tokenizer."""
+    from trl import ModelConfig
+
+    from alignment.models.actor_critic import ActorCritic
+    from alignment.models.load import load_policy
+    from alignment.models.load_scalar import scalar_from_policy
+
+    policy, tokenizer = load_policy(ModelConfig(model_name_or_path=str(folder / "sft" / "model"), dtype="float32"))
+    reference = copy.deepcopy(policy).requires_grad_(False).eval()
+    return ActorCritic(policy, scalar_from_policy(policy, shared=False)), reference, tokenizer
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Prompts to train on and held out, plain texts to train on and held out."""
+
+    prompts: list
+    heldout: list
+    texts: list
+    heldout_texts: list
+
+
+def _rows(folder: Path, tokenizer) -> Rows:
+    from alignment.data.load import load_rows
+    from alignment.data.prompts import build_prompts
+    from alignment.data.sft_rows import encode_sft_rows
+
+    data = folder / "data"
+    return Rows(
+        build_prompts(load_rows(str(data / "grpo.jsonl")), tokenizer, max_prompt_length=128),
+        build_prompts(load_rows(str(data / "heldout.jsonl"))[:PROBLEMS], tokenizer, max_prompt_length=128),
+        encode_sft_rows(load_rows(str(data / "text.jsonl")), tokenizer, 512)[0],
+        encode_sft_rows(load_rows(str(data / "heldout_text.jsonl")), tokenizer, 512)[0],
+    )
+
+
+def _result(output: Path, warm_up: int, start: dict[str, float]) -> dict[str, Any]:
+    """What the run's metrics say. start: the evaluation before the first step."""
+    from alignment.metrics import read_metrics
+
+    metrics = read_metrics(output / "metrics.jsonl", "train")[warm_up:]
+    first, last = metrics[0], metrics[-5:]
     evaluations = [{"step": 0, **start}, *read_metrics(output / "metrics.jsonl", "eval")]
-    last = metrics[-5:]
     names = ("reward", "entropy", "completion_length/mean", "clip_fraction/low", "clip_fraction/high", "kl")
-    result = {
-        "arm": arm,
-        "seed": seed,
+    return {
         "evaluations": [{k: e[k] for k in ("step", "pass_rate", "text_loss")} for e in evaluations],
         "first_explained_variance": first["explained_variance"],
-        "explained_variance": [m["explained_variance"] for m in metrics[ppo.value_warmup_steps :]],
-        "reward": [m["reward"] for m in metrics[ppo.value_warmup_steps :]],
+        "explained_variance": [m["explained_variance"] for m in metrics],
+        "reward": [m["reward"] for m in metrics],
         "first_ratio": {k: first[k] for k in ("ratio/mean", "ratio/max")},
         "last": {name: sum(m[name] for m in last) / len(last) for name in names},
     }
-    (output / "result.json").write_text(json.dumps(result))
 
 
 def _defaults() -> dict[str, Any]:
@@ -219,11 +250,8 @@ def main() -> None:
         return
     make_start(options.folder, options.text)
     results = run_all(options.folder, options.seeds, options.jobs)
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-    for arm, columns in summarise(results).items():
-        print(arm)
-        for name, (mean, half) in columns.items():
-            print(f"    {name:32s} {mean:8.4f} ± {half:.4f}")
+    write_results("evidence_ppo", results)
+    print_table(summarise(results), digits=4)
 
 
 if __name__ == "__main__":

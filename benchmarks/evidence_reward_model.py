@@ -17,6 +17,7 @@ The votes that PMP is meant for are not among these rows. Its comparisons are st
 from __future__ import annotations
 
 import argparse
+import functools
 import gzip
 import json
 import os
@@ -27,10 +28,10 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.evidence import of_seeds
+from benchmarks.rows import write_rows
 from benchmarks.statistics import interval
 
-ROOT = Path(__file__).parent.parent
-RESULTS = Path(__file__).parent / "results" / "evidence_reward_model.json"
 HELDOUT = 700
 VOCABULARY, MAX_LENGTH = 2048, 320
 WIDTH, LAYERS = 128, 2
@@ -112,11 +113,6 @@ def speaker_groups(pairs: Sequence[dict[str, Any]], rng: np.random.Generator) ->
     return groups
 
 
-def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
-
-
 # --- one seed ---------------------------------------------------------------------------------------------------------
 
 
@@ -125,7 +121,6 @@ def run_seed(rows: Path, folder: Path, seed: int) -> dict[str, Any]:
     import recipes.sft
     from recipes.quickstart.tokenizer import build_tokenizer
 
-    folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     train, heldout = split(read_pairs(rows), rng)
     talks = dialogues(train)
@@ -255,16 +250,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     options = parser.parse_args()
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    results = []
-    for seed in options.seeds:
-        done = options.folder / f"seed-{seed}" / "result.json"
-        if not done.is_file():
-            done.parent.mkdir(parents=True, exist_ok=True)
-            done.write_text(json.dumps(run_seed(options.rows, done.parent, seed)))
-        results.append(json.loads(done.read_text()))
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-    report(results)
+    one = functools.partial(run_seed, options.rows)
+    report(of_seeds("evidence_reward_model", options.folder, options.seeds, one))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ mixture and order of the rows. Seeds that are done are not done again.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 from collections import defaultdict
@@ -17,18 +18,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.evidence import of_seeds, print_table
+from benchmarks.rows import write_rows
 from benchmarks.statistics import interval
 
-RESULTS = Path(__file__).parent / "results" / "evidence_thinking.json"
 BUDGETS = (0, 8, 16, 24, 32, 48)
-PROMPTS, NON_THINKING, MODE_TESTS, BUDGET_PROBLEMS = 750, 1500, 280, 200
+NON_THINKING, BUDGET_PROBLEMS = 1500, 200
 SFT = {"epochs": 2, "batch_size": 32, "learning_rate": 1e-3, "min_learning_rate": 1e-4, "lr_schedule": "cosine"}
 MODELS = ("before", "after")
-
-
-def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
 
 
 def fuse(quickstart: Path, model: Path, folder: Path, seed: int) -> Path:
@@ -136,18 +133,8 @@ def main() -> None:
     options = parser.parse_args()
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     model = options.model or options.quickstart / "grpo" / "model"
-    results = []
-    for seed in options.seeds:
-        folder = options.folder / f"seed-{seed}"
-        if not (folder / "result.json").is_file():
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "result.json").write_text(json.dumps(run_seed(options.quickstart, model, folder, seed)))
-        results.append(json.loads((folder / "result.json").read_text()))
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-    for name, columns in summarise(results).items():
-        print(name)
-        for column, (mean, half) in columns.items():
-            print(f"    {column:40s} {mean:6.1f} ± {half:.1f}")
+    one = functools.partial(run_seed, options.quickstart, model)
+    print_table(summarise(of_seeds("evidence_thinking", options.folder, options.seeds, one)), digits=1)
 
 
 if __name__ == "__main__":

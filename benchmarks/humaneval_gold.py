@@ -21,14 +21,17 @@ from verifiers.sandbox import TIERS, Sandbox
 
 ALWAYS_EQUAL = """
 class Always:
-    yes = lambda self, *others: True
+    def yes(self, *others): return True
     __eq__ = __lt__ = __gt__ = __le__ = __ge__ = __contains__ = __bool__ = yes
-    __ne__ = lambda self, other: False
-    __hash__ = lambda self: 1
-    __len__ = lambda self: 1
-    __iter__ = lambda self: iter([self])
-    __getitem__ = lambda self, key: self
-    __add__ = __radd__ = __sub__ = __rsub__ = __abs__ = lambda self, *others: 0
+    def __ne__(self, other): return False
+    def __hash__(self): return 1
+    def __len__(self): return 1
+    def __iter__(self): return iter([self])
+    def __getitem__(self, key): return self
+    def __getattr__(self, name): return self
+    def __call__(self, *args): return self
+    def __sub__(self, other): return 0
+    __rsub__ = __add__ = __radd__ = __mul__ = __rmul__ = __abs__ = __neg__ = __sub__
 """
 BODIES = {
     "pass": "pass",

@@ -28,6 +28,8 @@ CLEAN = 0.06
 CHECKED = ("loss", "grad_norm", "entropy")
 PATIENCE = 600.0
 """Seconds after which a side that does not answer is taken to hang."""
+QUIET_S, QUIET_LIMIT_S = 2.0, 120.0
+"""How long nothing else may run before measuring starts, and how long that is waited for."""
 FP32 = {"bf16": False, "gradient_checkpointing": False}
 BF16 = {"bf16": True, "gradient_checkpointing": False}
 
@@ -253,13 +255,13 @@ def _check_same(ours: Side, theirs: Side, same: dict[str, tuple[float, float]]) 
             raise Differ(f"{name} of the first step: {ours.name} {a:.8g}, {theirs.name} {b:.8g}")
 
 
-def wait_until_quiet(seconds: float = 2.0, limit: float = 120.0) -> bool:
+def wait_until_quiet() -> bool:
     """Wait for a machine with nothing else on it; False when the time limit passed first."""
     start, quiet = time.monotonic(), 0.0
-    while time.monotonic() - start < limit:
+    while time.monotonic() - start < QUIET_LIMIT_S:
         watch = Stopwatch()
         time.sleep(0.5)
         quiet = quiet + 0.5 if watch.read()["other_load"] < CLEAN else 0.0
-        if quiet >= seconds:
+        if quiet >= QUIET_S:
             return True
     return False

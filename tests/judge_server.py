@@ -6,18 +6,17 @@ import asyncio
 import contextlib
 import json
 import re
-import threading
-import time
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
-import uvicorn
+import pytest
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from rewards.judge import make_judge
+from tests.serving import serving
 
 Answer = Callable[[dict[str, Any]], Awaitable[Response] | Response]
 
@@ -111,15 +110,20 @@ class JudgeServer:
 def judge_server() -> Iterator[JudgeServer]:
     judge = JudgeServer()
     app = Starlette(routes=[Route("/v1/chat/completions", judge.reply, methods=["POST"])])
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="critical", lifespan="off"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        assert thread.is_alive()
-        time.sleep(0.01)
-    judge.url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/v1"
-    try:
+    with serving(app) as url:
+        judge.url = f"{url}/v1"
         yield judge
-    finally:
-        server.should_exit = server.force_exit = True
-        thread.join(10)
+
+
+@pytest.fixture(scope="module")
+def one_server() -> Iterator[JudgeServer]:
+    with judge_server() as running:
+        yield running
+
+
+@pytest.fixture
+def server(one_server: JudgeServer, monkeypatch: pytest.MonkeyPatch) -> JudgeServer:
+    """As new for each test, and asked again at once where the judge would wait."""
+    monkeypatch.setattr("rewards.judge.endpoint._FIRST_DELAY_S", 0.01)
+    one_server.reset()
+    return one_server

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from torch import nn
 
+from alignment.algorithms.reward_model import RewardModeling
+from alignment.algorithms.sft import Sft
 from alignment.metrics import read_metrics
 from alignment.types import Algorithm
 from tests.training import train
@@ -36,6 +38,22 @@ def trl_settings(folder: Path, steps: int, clip: float = CLIP) -> dict[str, Any]
         "report_to": "none",
         "disable_tqdm": True,
     }
+
+
+def trl_row_settings(folder: Path, steps: int, batch: int, accumulate: int) -> dict[str, Any]:
+    """For the trainers that take rows: `batch` rows a step, in the order in which they are given."""
+    return trl_settings(folder, steps) | {
+        "per_device_train_batch_size": batch // accumulate,
+        "gradient_accumulation_steps": accumulate,
+        "train_sampling_strategy": "sequential",
+        "max_length": 512,
+    }
+
+
+def order(algorithm: Sft | RewardModeling, steps: int) -> list[int]:
+    """The rows in the order in which the steps take them."""
+    place = {id(tree): i for i, tree in enumerate(algorithm.epochs.trees)}
+    return [place[id(t)] for step in range(steps) for t in algorithm.collect(step).batches[0].trees]
 
 
 def run_ours(

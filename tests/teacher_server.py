@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import json
-import threading
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from tests.serving import serving
 from tests.tiny import tiny_tokenizer
 
 MAX_LOGPROBS = 20
@@ -71,16 +69,6 @@ class TeacherServer:
 def teacher_server(model, **settings) -> Iterator[TeacherServer]:
     teacher = TeacherServer(model, **settings)
     routes = [Route("/v1/completions", teacher.complete, methods=["POST"]), Route("/v1/models", teacher.models)]
-    config = uvicorn.Config(Starlette(routes=routes), host="127.0.0.1", port=0, log_level="critical", lifespan="off")
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        assert thread.is_alive()
-        time.sleep(0.01)
-    teacher.url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/v1"
-    try:
+    with serving(Starlette(routes=routes)) as url:
+        teacher.url = f"{url}/v1"
         yield teacher
-    finally:
-        server.should_exit = server.force_exit = True
-        thread.join(10)

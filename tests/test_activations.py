@@ -15,16 +15,16 @@ from alignment.models.rope import RopeConfig, check_length
 from alignment.models.trunk import base_of, checkpoint_activations
 from alignment.packing import cut
 from tests.tiny import tiny_config, tiny_model
-from tests.training import rows, train
+from tests.training import gradients, rows, train
 from tests.training_distill import make
 from tests.training_dpo import pairs
 from tests.training_ppo import tiny_actor_critic
 
 
-def gradients(model, loss) -> dict[str, torch.Tensor]:
+def gradients_of(model, loss) -> dict[str, torch.Tensor]:
     model.train()
     loss(model).backward()
-    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    return gradients(model)
 
 
 def of_policy(model):
@@ -58,11 +58,11 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_gradients_are_the_same_with_checkpointed_activations(name, offload):
     make_model, loss = CASES[name]
-    expected = gradients(make_model(), loss)
+    expected = gradients_of(make_model(), loss)
     model = make_model()
     for part in model.parts.values():
         checkpoint_activations(base_of(part), offload)
-    found = gradients(model, loss)
+    found = gradients_of(model, loss)
     assert found.keys() == expected.keys()
     assert all(torch.allclose(found[n], expected[n], atol=1e-6) for n in expected)
 
@@ -74,7 +74,7 @@ def test_a_student_learns_the_same_with_checkpointed_activations():
         if checkpointed:
             checkpoint_activations(base_of(algorithm.student.parts["model"]))
         micro = cut(algorithm.collect(0).batches[0].trees, 4096)[0]
-        losses.append(gradients(algorithm.student, lambda student, a=algorithm, m=micro: a.loss(student, m)[0]))
+        losses.append(gradients_of(algorithm.student, lambda student, a=algorithm, m=micro: a.loss(student, m)[0]))
     assert all(torch.allclose(losses[0][n], losses[1][n], atol=1e-6) for n in losses[0])
 
 

@@ -1,43 +1,26 @@
-"""The `code` verifier: row forms, limits, languages, and what counts as whose fault."""
+"""The `code` verifier: row forms, limits, and what counts as whose fault."""
 
 from __future__ import annotations
 
 import doctest
-import shutil
-from collections.abc import Iterator
 
 import pytest
 
 import verifiers.code
-from verifiers.code import check, code, code_weak, compare, extract, use_backend
+from tests.code_sandbox import backend, judge
+from verifiers.code import code, compare, extract
 from verifiers.code.extract import extract_code
-from verifiers.code.languages import MissingTool
 from verifiers.code.task import read_task
-from verifiers.sandbox import Sandbox, SandboxError
+from verifiers.sandbox import SandboxError
 from verifiers.sandbox.job import Limits
-from verifiers.verdict import Verdict
+
+__all__ = ["backend"]  # a fixture
 
 ADD = "def add(a, b):\n    return a + b"
 ADD_CASES = {
     "entry_point": "add",
     "cases": [{"args": [1, 2], "expected": 3}, {"kwargs": {"a": 5, "b": 5}, "expected": 10}],
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def backend() -> Iterator[Sandbox]:
-    try:
-        sandbox = Sandbox(workers=2)
-    except SandboxError as error:
-        pytest.skip(str(error))
-    use_backend(sandbox)
-    yield sandbox
-    use_backend(None)
-    sandbox.close()
-
-
-def judge(source: str, row: dict, language: str = "python") -> Verdict:
-    return code(f"Here it is.\n```{language}\n{source}\n```\nDone.", row)
 
 
 def test_docstring_examples_hold():
@@ -308,110 +291,6 @@ def test_machine_without_a_sandbox_is_an_error(monkeypatch):
     monkeypatch.setattr("verifiers.code.current_backend", refuse)
     verdict = judge(ADD, ADD_CASES)
     assert verdict.status == "error" and "no sandbox tier" in verdict.detail
-
-
-# Languages
-
-REVERSE = {
-    "javascript": "const s = require('fs').readFileSync(0, 'utf8').trim();\nconsole.log([...s].reverse().join(''));",
-    "c": '#include <stdio.h>\n#include <string.h>\nint main() { char s[99]; scanf("%98s", s);\n'
-    'for (int i = strlen(s); i--;) putchar(s[i]); puts(""); }',
-    "c++": "#include <iostream>\n#include <algorithm>\nint main() { std::string s; std::cin >> s;\n"
-    "std::reverse(s.begin(), s.end()); std::cout << s << '\\n'; }",
-    "java": "import java.util.*;\npublic class Reverse { public static void main(String[] a) {\n"
-    "System.out.println(new StringBuilder(new Scanner(System.in).next()).reverse()); } }",
-    "bash": 'read s; echo "$s" | rev',
-}
-TOOLS = {"javascript": "node", "c": "gcc", "c++": "g++", "java": "java", "bash": "bash"}
-
-
-@pytest.fixture(params=TOOLS)
-def language(request: pytest.FixtureRequest, backend: Sandbox) -> str:
-    if backend.find(TOOLS[request.param]) is None:
-        pytest.skip(f"{TOOLS[request.param]} is not installed")
-    if backend.tier == "flat" and request.param in ("c", "c++", "bash"):
-        pytest.skip("this language needs the namespaces tier")
-    return request.param
-
-
-def test_language_passes_and_fails(language):
-    row = {"language": language, "stdio": [{"stdin": "abc", "stdout": "cba"}], "time_limit_s": 30}
-    verdict = judge(REVERSE[language], row, language)
-    assert verdict.status == "pass", verdict
-    assert judge(REVERSE[language], {**row, "stdio": [{"stdin": "abc", "stdout": "abc"}]}, language).status == "fail"
-
-
-def test_broken_program_fails(language):
-    row = {"language": language, "stdio": [{"stdin": "abc", "stdout": "cba"}], "time_limit_s": 30}
-    assert judge("this is ( no program", row, language).status == "fail"
-
-
-def test_endless_program_times_out(language):
-    loops = {
-        "javascript": "for (;;);",
-        "c": "int main() { for (;;); }",
-        "c++": "int main() { for (volatile int i = 0;;) i = i; }",
-        "java": "public class M { public static void main(String[] a) { while (true); } }",
-        "bash": "while :; do :; done",
-    }
-    row = {"language": language, "stdio": [{"stdin": "", "stdout": ""}], "time_limit_s": 1}
-    assert judge(loops[language], row, language).status == "timeout"
-
-
-def test_memory_of_other_languages_is_watched(language):
-    floods = {
-        "javascript": "const k = []; for (let i = 0; i < 60; i++) k.push(Buffer.alloc(16 << 20, 1));",
-        "c": "#include <stdlib.h>\n#include <string.h>\n#include <unistd.h>\n"
-        "int main() { for (int i = 0; i < 60; i++) { memset(malloc(16 << 20), 1, 16 << 20); usleep(5000); } }",
-    }
-    if language not in floods:
-        pytest.skip("covered by the two kinds of runtime")
-    row = {"language": language, "stdio": [{"stdin": "", "stdout": ""}], "time_limit_s": 20, "memory_limit_mb": 64}
-    verdict = judge(floods[language], row, language)
-    assert verdict.status == "fail" and "memory" in verdict.detail, verdict
-
-
-def test_other_languages_are_jailed_too(language):
-    reads = {
-        "javascript": "require('fs').readFileSync('/etc/passwd')",
-        "c": '#include <stdio.h>\nint main() { return fopen("/etc/passwd", "r") == 0; }',
-        "c++": '#include <cstdio>\nint main() { return fopen("/etc/passwd", "r") == 0; }',
-        "java": "public class M { public static void main(String[] a) throws Exception {\n"
-        'new java.io.FileReader("/etc/passwd").close(); } }',
-        "bash": "exec < /etc/passwd",
-    }
-    row = {"language": language, "stdio": [{"stdin": "", "stdout": ""}], "time_limit_s": 30}
-    assert judge(reads[language], row, language).status == "fail"
-
-
-def test_a_missing_tool_is_named(monkeypatch):
-    monkeypatch.setattr(shutil, "which", lambda tool, path=None: None)
-    row = {"language": "c", "stdio": [{"stdin": "", "stdout": ""}]}
-    verdict = judge("int main() {}", row, "c")
-    assert verdict.status == "error" and "'gcc' is not installed" in verdict.detail
-
-
-def test_flat_tier_names_what_it_cannot_run():
-    try:
-        sandbox = Sandbox("flat", workers=1)
-    except SandboxError as error:
-        pytest.skip(str(error))
-    with sandbox:
-        row = read_task({"language": "bash", "stdio": [{"stdin": "", "stdout": ""}]})
-        with pytest.raises(MissingTool, match="'flat' tier"):
-            check(sandbox, "echo", row)
-
-
-def test_weak_verdicts_are_labelled_and_separate(language):
-    if language != "javascript":
-        pytest.skip("one language is enough")
-    row = {"language": "javascript", "tests": ["if (add(1, 2) !== 3) throw 'wrong'"], "time_limit_s": 20}
-    response = "```js\nfunction add(a, b) { return a + b }\n```"
-    assert code(response, row).status == "error"
-    verdict = code_weak(response, row)
-    assert verdict.status == "pass" and verdict.detail.startswith("weak")
-    verdict = code_weak("```js\nfunction add(a, b) { return a * b }\n```", row)
-    assert verdict.status == "fail" and "weak" in verdict.detail
 
 
 def test_time_limits_of_rows_become_limits():

@@ -6,10 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from benchmarks.humaneval_gold import ALWAYS_EQUAL
+from tests.code_sandbox import judge, judged_in
 from tests.sandbox_modes import open_mode
-from verifiers.code import code, use_backend
-from verifiers.sandbox import SandboxError
-from verifiers.verdict import Verdict
 
 CHECK = {
     "entry_point": "f",
@@ -29,14 +28,8 @@ AS_ANOTHER_USER = [pytest.param(f"{tier}-as-nobody", marks=pytest.mark.slow) for
 
 @pytest.fixture(scope="module", autouse=True, params=["namespaces", "flat", *AS_ANOTHER_USER])
 def backend(request: pytest.FixtureRequest) -> Iterator[None]:
-    try:
-        sandbox = open_mode(request.param)
-    except SandboxError as error:
-        pytest.skip(str(error))
-    use_backend(sandbox)
-    yield
-    use_backend(None)
-    sandbox.close()
+    with judged_in(lambda: open_mode(request.param)):
+        yield
 
 
 @pytest.fixture(params=FORMS)
@@ -44,24 +37,6 @@ def row(request: pytest.FixtureRequest) -> dict:
     return {**FORMS[request.param], "time_limit_s": 5, "memory_limit_mb": 256}
 
 
-def judge(source: str, row: dict) -> Verdict:
-    return code(f"```python\n{source}\n```", row)
-
-
-ALWAYS_EQUAL = """
-class Always:
-    def yes(self, *others): return True
-    __eq__ = __lt__ = __gt__ = __le__ = __ge__ = __contains__ = __bool__ = yes
-    def __ne__(self, other): return False
-    def __hash__(self): return 1
-    def __len__(self): return 1
-    def __iter__(self): return iter([self])
-    def __getitem__(self, key): return self
-    def __getattr__(self, name): return self
-    def __call__(self, *args): return self
-    def __sub__(self, other): return 0
-    __rsub__ = __add__ = __radd__ = __mul__ = __rmul__ = __abs__ = __neg__ = __sub__
-"""
 HACKS = {
     "sys.exit": "import sys\nsys.exit(0)",
     "os._exit": "import os\nos._exit(0)",

@@ -7,14 +7,11 @@ import pytest
 from alignment.data.pairs import pairs_from_votes, vote_score
 from alignment.data.response_groups import groups_from_responses, is_response_record
 from alignment.errors import UserError
+from tests.responses import texts
 
 
 def answers(*votes, accepted=None):
     return [{"text": f"a{i}", "upvotes": n, "accepted": i == accepted} for i, n in enumerate(votes)]
-
-
-def texts(rows):
-    return [(row["chosen"][0]["content"], row["rejected"][0]["content"]) for row in rows]
 
 
 def test_scores_of_votes_by_hand():

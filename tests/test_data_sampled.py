@@ -11,6 +11,7 @@ from alignment.data.response_groups import groups_from_responses
 from alignment.data.sampled import Response, accepted_rows, pair_rows, sort_responses, whole_response
 from alignment.types import Prompt
 from recipes.generate import GenerateRecipe, write_outputs
+from tests.responses import texts
 
 CHAT = Prompt("p", [{"role": "user", "content": "2 + 3?"}], [1], {"id": "p", "answer": "5", "tools": [{"name": "f"}]})
 TEXT = Prompt("t", [], [1], {"prompt": "2 + 3 ="})
@@ -25,10 +26,6 @@ def grid(passed: int, failed: int, **settings):
     responses = [Response(f"pass {i}", 1.0) for i in range(passed)]
     responses += [Response(f"fail {i}", 0.0) for i in range(failed)]
     return by_verdict(responses, **settings)[0]
-
-
-def texts(rows) -> list[tuple[str, str]]:
-    return [(row["chosen"][0]["content"], row["rejected"][0]["content"]) for row in rows]
 
 
 def test_unscored_truncated_and_repeated_responses_enter_nothing_and_are_counted():

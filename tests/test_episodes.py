@@ -31,6 +31,7 @@ from rewards import RewardRunner
 from rewards.specs import read_specs
 from tests.chat_templates import QWEN3
 from tests.episodes import PROBLEMS, calling_model, prompts, question
+from tests.responses import all_of
 from tests.tiny import tiny_model, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -49,10 +50,6 @@ def engine(model=None, tool=calculate, max_rows=8, **limits):
 
 def sampling(**settings):
     return Sampling(**{"max_tokens": 220, "stop_token_ids": (END,), "seed": 1, **settings})
-
-
-def all_of(groups):
-    return [r for g in groups for r in g]
 
 
 def summary(groups):

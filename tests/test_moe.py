@@ -11,7 +11,7 @@ from alignment.models.load_scalar import scalar_from_policy
 from alignment.models.router import RouterBalance, balances
 from alignment.packing import conversation, cut, pack
 from tests.tiny import tiny_model
-from tests.training import rows, train
+from tests.training import gradients, rows, train
 from tests.training_distill import train_distill
 from tests.training_dpo import train_dpo, train_online
 from tests.training_grpo import train_grpo
@@ -19,10 +19,6 @@ from tests.training_ppo import train_ppo
 from tests.training_reward import train_reward_model
 
 ARCHITECTURES = ("qwen2_moe", "qwen3_moe")
-
-
-def gradients(policy: Policy) -> dict[str, torch.Tensor]:
-    return {name: p.grad.clone() for name, p in policy.named_parameters() if p.grad is not None}
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)

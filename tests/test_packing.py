@@ -10,6 +10,7 @@ from alignment.packing import TreeLayout, conversation, cut, group, pack
 from alignment.packing.attention import check_sliding_window, flex_tree_attention, segment_attention
 from alignment.types import Segment, Tree
 from tests.tiny import tiny_model
+from tests.training import gradients
 
 ARCHITECTURES = ["qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "llama"]
 
@@ -48,10 +49,6 @@ def separate_logprobs(model, trees):
             for j in np.flatnonzero(segment.scored):
                 out.append(logits[start + j - 1].log_softmax(-1)[path[start + j]])
     return torch.stack(out)
-
-
-def gradients(model):
-    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

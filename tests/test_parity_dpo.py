@@ -20,7 +20,7 @@ from alignment.algorithms.reference import Reference, precompute
 from alignment.models import Policy
 from alignment.packing import group
 from alignment.types import Segment, Tree
-from tests.parity import assert_same_curve, assert_same_weights, run_ours, trained, trl_log, trl_settings
+from tests.parity import assert_same_curve, assert_same_weights, run_ours, trained, trl_log, trl_row_settings
 from tests.tiny import tiny_model, tiny_tokenizer
 
 BATCH, STEPS = 4, 3
@@ -41,13 +41,7 @@ def pairs() -> list[dict[str, Any]]:
 
 
 def make_trl(folder, start, reference, accumulate: int = 1, **settings) -> DPOTrainer:
-    arguments = trl_settings(folder, STEPS) | {
-        "per_device_train_batch_size": BATCH // accumulate,
-        "gradient_accumulation_steps": accumulate,
-        "train_sampling_strategy": "sequential",
-        "max_length": 512,
-    }
-    config = DPOConfig(**(arguments | settings))
+    config = DPOConfig(**(trl_row_settings(folder, STEPS, BATCH, accumulate) | settings))
     rows = Dataset.from_list(pairs())
     return DPOTrainer(copy.deepcopy(start), reference, config, train_dataset=rows, processing_class=tiny_tokenizer())
 
@@ -145,9 +139,7 @@ def test_lora_is_measured_against_its_base(tmp_path, precomputed):
     base = tiny_model()
     start = get_peft_model(copy.deepcopy(base), lora)
     arguments = DPOConfig(
-        **trl_settings(tmp_path / "trl", STEPS),
-        per_device_train_batch_size=BATCH,
-        train_sampling_strategy="sequential",
+        **trl_row_settings(tmp_path / "trl", STEPS, BATCH, 1),
         precompute_ref_log_probs=precomputed,
     )
     rows = Dataset.from_list(pairs())

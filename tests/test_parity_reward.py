@@ -18,7 +18,7 @@ from alignment.algorithms.reward_model import RewardModelConfig, RewardModeling
 from alignment.data.preference_rows import encode_preference_rows
 from alignment.models.scalar import ScalarModel
 from alignment.types import Tree
-from tests.parity import assert_same_curve, assert_same_weights, run_ours, trained, trl_log, trl_settings
+from tests.parity import assert_same_curve, assert_same_weights, order, run_ours, trained, trl_log, trl_row_settings
 from tests.tiny import tiny_tokenizer
 from tests.training_reward import fresh_model
 
@@ -62,20 +62,8 @@ def start_model(arch: str = "qwen3", head_layers: int = 1) -> PreTrainedModel:
 
 
 def make_trl(folder, rows, model, accumulate: int = 1, **settings) -> RewardTrainer:
-    arguments = trl_settings(folder, STEPS) | {
-        "per_device_train_batch_size": BATCH // accumulate,
-        "gradient_accumulation_steps": accumulate,
-        "train_sampling_strategy": "sequential",
-        "max_length": 512,
-    }
-    config = RewardConfig(**(arguments | settings))
+    config = RewardConfig(**(trl_row_settings(folder, STEPS, BATCH, accumulate) | settings))
     return RewardTrainer(model, config, train_dataset=Dataset.from_list(rows), processing_class=tiny_tokenizer())
-
-
-def order(algorithm: RewardModeling) -> list[int]:
-    """The rows in the order in which the steps take them."""
-    place = {id(tree): i for i, tree in enumerate(algorithm.epochs.trees)}
-    return [place[id(t)] for step in range(STEPS) for t in algorithm.collect(step).batches[0].trees]
 
 
 def encoded(rows: list[dict[str, Any]]) -> list[Tree]:
@@ -90,7 +78,7 @@ def compare(folder, rows, start=None, max_tokens=16384, accumulate=1, centre=0.0
     """Three steps of both trainers from the same weights, over the same rows in the same order."""
     start = start or start_model()
     algorithm = RewardModeling(encoded(rows), BATCH, 4, RewardModelConfig(centre))
-    taken = [rows[i] for i in order(algorithm)]
+    taken = [rows[i] for i in order(algorithm, STEPS)]
     settings = {"center_rewards_coefficient": centre or None}
     trainer = make_trl(folder / "trl", taken, copy.deepcopy(start), accumulate, **settings)
     trainer.train()

@@ -17,7 +17,7 @@ from trl import SFTConfig, SFTTrainer
 from alignment.algorithms.sft import Sft
 from alignment.data.sft_rows import encode_sft_rows
 from alignment.models import Policy
-from tests.parity import assert_same_curve, assert_same_weights, run_ours, trained, trl_log, trl_settings
+from tests.parity import assert_same_curve, assert_same_weights, order, run_ours, trained, trl_log, trl_row_settings
 from tests.tiny import tiny_model, tiny_tokenizer
 
 BATCH, STEPS = 6, 3
@@ -55,20 +55,8 @@ def texts() -> list[dict[str, Any]]:
     return [{"text": r["prompt"] + r["completion"]} for r in text_completions()]
 
 
-def order(algorithm: Sft) -> list[int]:
-    """The rows in the order in which the steps take them."""
-    place = {id(tree): i for i, tree in enumerate(algorithm.trees)}
-    return [place[id(t)] for step in range(STEPS) for t in algorithm.collect(step).batches[0].trees]
-
-
 def make_trl(folder, rows, model, accumulate: int = 1, **settings) -> SFTTrainer:
-    arguments = trl_settings(folder, STEPS) | {
-        "per_device_train_batch_size": BATCH // accumulate,
-        "gradient_accumulation_steps": accumulate,
-        "train_sampling_strategy": "sequential",
-        "max_length": 512,
-    }
-    config = SFTConfig(**(arguments | settings))
+    config = SFTConfig(**(trl_row_settings(folder, STEPS, BATCH, accumulate) | settings))
     return SFTTrainer(model, config, train_dataset=Dataset.from_list(rows), processing_class=tiny_tokenizer())
 
 
@@ -82,7 +70,7 @@ def compare(folder, rows, arch="qwen3", max_tokens=16384, accumulate=1, max_leng
     start = tiny_model(arch, **(model or {}))
     trees, report = encode_sft_rows(rows, tiny_tokenizer(), max_length)
     algorithm = Sft(trees, BATCH, seed=4)
-    taken = [rows[report.kept_rows_K[i]] for i in order(algorithm)]
+    taken = [rows[report.kept_rows_K[i]] for i in order(algorithm, STEPS)]
     trainer = make_trl(folder / "trl", taken, copy.deepcopy(start), accumulate, max_length=max_length, **settings)
     trainer.train()
 

@@ -105,13 +105,8 @@ def data(tmp_path_factory):
     return folder
 
 
-def even_length(response, row):
-    """An untrained model passes now and then."""
-    return Verdict(1.0, "pass") if len(response) % 2 == 0 else Verdict(0.0, "fail")
-
-
 def recipe(data, path, *arguments):
-    common = ["--verifier", f"{__name__}:even_length"]
+    common = ["--verifier", "tests.responses:even_length"]
     common += ["--model_name_or_path", str(data / "base"), "--dataset", str(data / "rows.jsonl")]
     common += ["--samples", "3", "--max_tokens", "6", "--responses", str(path)]
     return main([*common, *arguments])
@@ -173,7 +168,7 @@ def test_align_verify_reads_the_responses_back(data, tmp_path, monkeypatch):
     path, figures = tmp_path / "responses.jsonl", tmp_path / "figures.json"
     measured = recipe(data, path)
     arguments = ["verify", str(path), "--json", str(figures), "--verifier"]
-    assert align([*arguments, f"{__name__}:even_length", "--pass-at", "1", "3", "--audit-against", "status"]) == 0
+    assert align([*arguments, "tests.responses:even_length", "--pass-at", "1", "3", "--audit-against", "status"]) == 0
     found = json.loads(figures.read_text())
     line = found["domains"]["all"]
     assert (line["problems"], line["responses"]) == (12, 36) == (measured["problems"], measured["samples"])

@@ -15,22 +15,22 @@ from starlette.responses import JSONResponse, PlainTextResponse, RedirectRespons
 
 from rewards import RewardRunner, get_reward
 from rewards.judge.endpoint import retry_after_s, retry_delay
-from tests.judge_server import broken_off, completion, drip, grade, hang, judge_server, quoted, reasons
+from tests.judge_server import (
+    broken_off,
+    completion,
+    drip,
+    grade,
+    hang,
+    judge_server,
+    one_server,
+    quoted,
+    reasons,
+    server,
+)
+
+__all__ = ["one_server", "server"]  # fixtures
 
 ROOT = Path(__file__).parent.parent
-
-
-@pytest.fixture(scope="module")
-def one_server():
-    with judge_server() as running:
-        yield running
-
-
-@pytest.fixture
-def server(one_server, monkeypatch):
-    monkeypatch.setattr("rewards.judge.endpoint._FIRST_DELAY_S", 0.01)
-    one_server.reset()
-    return one_server
 
 
 def test_a_score_is_mapped_from_its_range_to_0_and_1(server):

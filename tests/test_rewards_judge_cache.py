@@ -13,21 +13,11 @@ import pytest
 from rewards.judge import make_judge
 from rewards.judge.cache import ReplyCache
 from rewards.judge.prompt import WITH_REFERENCE
-from tests.judge_server import completion, grade, hang, judge_server, quoted, reasons
+from tests.judge_server import completion, grade, hang, one_server, quoted, reasons, server
+
+__all__ = ["one_server", "server"]  # fixtures
 
 ROOT = Path(__file__).parent.parent
-
-
-@pytest.fixture(scope="module")
-def one_server():
-    with judge_server() as running:
-        yield running
-
-
-@pytest.fixture
-def server(one_server):
-    one_server.reset()
-    return one_server
 
 
 def test_requests_overlap_up_to_the_bound(server):

@@ -11,20 +11,10 @@ from rewards import get_reward, reward_info
 from rewards.judge import make_judge
 from rewards.judge.prompt import WITH_REFERENCE, WITHOUT_REFERENCE, JudgePrompt
 from rewards.judge.score import REASONS, Unscored, read_score
-from tests.judge_server import completion, grade, judge_server, quoted, reasons
+from tests.judge_server import completion, grade, one_server, quoted, reasons, server
 from tests.tiny import tiny_tokenizer
 
-
-@pytest.fixture(scope="module")
-def one_server():
-    with judge_server() as running:
-        yield running
-
-
-@pytest.fixture
-def server(one_server):
-    one_server.reset()
-    return one_server
+__all__ = ["one_server", "server"]  # fixtures
 
 
 @pytest.mark.parametrize("module", ["score", "prompt", "endpoint"])

@@ -18,10 +18,9 @@ from alignment.models.teacher_server import VllmTeacher, load_server_teacher
 from alignment.packing import conversation, group
 from alignment.types import Segment
 from tests.teacher_server import teacher_server
-from tests.test_distill import update
 from tests.tiny import tiny_model, tiny_tokenizer
 from tests.training import train, weights_hash
-from tests.training_distill import KINDS, make
+from tests.training_distill import KINDS, make, update
 
 SIZE = len(tiny_tokenizer())
 

@@ -22,9 +22,9 @@ from alignment.rollout.thinking import STOP_THINKING, ThinkingTokens, ThinkingWa
 from alignment.types import Prompt, Sampling, Segment
 from recipes.quickstart.model import write_base_model
 from recipes.verify import main as verify
+from tests.responses import all_of
 from tests.tiny import CORPUS, tiny_model, tiny_tokenizer
 from tests.training_ppo import make_ppo, tiny_actor_critic
-from verifiers import Verdict
 
 TOKENIZER = tiny_tokenizer()
 OPEN, CLOSE = TOKENIZER.convert_tokens_to_ids(["<think>", "</think>"])
@@ -58,10 +58,6 @@ def sampling(budget, **settings):
 
 def summary(groups):
     return [[(r.token_ids, r.finish_reason, r.loss_mask) for r in g] for g in groups]
-
-
-def all_of(groups):
-    return [r for g in groups for r in g]
 
 
 def test_the_sentence_comes_exactly_at_the_budget_and_the_answer_behind_it():
@@ -307,11 +303,6 @@ def test_ppo_trains_on_samples_with_a_budget():
 # --- evaluation -------------------------------------------------------------------------------------------------------
 
 
-def even_length(response, row):
-    """An untrained model passes now and then."""
-    return Verdict(1.0, "pass") if len(response) % 2 == 0 else Verdict(0.0, "fail")
-
-
 def test_the_recipe_draws_the_pass_rate_against_the_budget(tmp_path, capsys):
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template += "{%- if add_generation_prompt %}{{- '<think>' }}{%- endif %}"
@@ -319,7 +310,7 @@ def test_the_recipe_draws_the_pass_rate_against_the_budget(tmp_path, capsys):
     rows = [{"question": f"{i} + 3?", "thinking_budget": 1} for i in range(4)]  # a sweep overrules the rows
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     arguments = ["--model_name_or_path", str(tmp_path / "base"), "--dataset", str(tmp_path / "rows.jsonl")]
-    arguments += ["--verifier", f"{__name__}:even_length", "--samples", "3", "--max_tokens", str(ROOM + 8)]
+    arguments += ["--verifier", "tests.responses:even_length", "--samples", "3", "--max_tokens", str(ROOM + 8)]
     arguments += ["--figure", str(tmp_path / "new" / "curve.png"), "--responses", str(tmp_path / "r.jsonl")]
     content = verify([*arguments, "--thinking_budgets", "4,0"])
     assert [point["budget"] for point in content["points"]] == [0, 4, None]

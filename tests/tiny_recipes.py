@@ -23,6 +23,79 @@ from tests.tiny import tiny_model, tiny_tokenizer
 SHAPE = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2, "num_key_value_heads": 1}
 TRAINERS = ("sft", "reward_model", "dpo", "online_dpo", "ppo", "grpo", "distill")
 RECIPES = (*TRAINERS, "generate", "verify", "fusion", "cold_start", "select_queries")
+MODEL = {"model_name_or_path": "{material}/model"}
+SAMPLING = {"rewards": ["tests.tiny_recipes:share_of_low_tokens"], "max_tokens": 6, "max_rows_in_flight": 8}
+TRAINING = {"output_dir": "{output}", "max_steps": 2, "learning_rate": 3e-3, "warmup_steps": 1, **MODEL}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "sft": {"dataset": "{material}/messages.jsonl", "batch_size": 4, "max_length": 64, **TRAINING},
+    "reward_model": {"dataset": "{material}/pairs.jsonl", "batch_size": 4, "max_length": 64, **TRAINING},
+    "dpo": {"dataset": "{material}/pairs.jsonl", "batch_size": 4, "max_length": 64, **TRAINING},
+    "online_dpo": {
+        "dataset": "{material}/prompts.jsonl",
+        "prompts_per_step": 3,
+        "group_size": 3,
+        **SAMPLING,
+        **TRAINING,
+    },
+    "ppo": {
+        "dataset": "{material}/prompts.jsonl",
+        "prompts_per_step": 3,
+        "group_size": 2,
+        "value_warmup_steps": 1,
+        "ptx_dataset": "{material}/text.jsonl",
+        "ptx_coef": 0.1,
+        **SAMPLING,
+        **TRAINING,
+    },
+    "grpo": {
+        "dataset": "{material}/prompts.jsonl",
+        "prompts_per_step": 3,
+        "group_size": 3,
+        "curriculum_samples": 2,
+        "curriculum": "variance",
+        **SAMPLING,
+        **TRAINING,
+    },
+    "distill": {
+        "dataset": "{material}/prompts.jsonl",
+        "off_policy_dataset": "{material}/messages.jsonl",
+        "batch_size": 6,
+        "on_policy_share": 0.5,
+        "teachers": ["{material}/teacher"],
+        "soft_targets": "stored",
+        "teacher_top_k": 4,
+        "max_tokens": 6,
+        "max_length": 64,
+        **TRAINING,
+    },
+    "generate": {
+        "dataset": "{material}/prompts.jsonl",
+        "samples": 2,
+        "responses": "{output}/responses.jsonl",
+        **SAMPLING,
+        **MODEL,
+    },
+    "verify": {
+        "dataset": "{material}/prompts.jsonl",
+        "samples": 2,
+        "responses": "{output}/verdicts.jsonl",
+        "max_tokens": 6,
+        **MODEL,
+    },
+    "fusion": {
+        "thinking": ["{material}/thinking.jsonl"],
+        "non_thinking": ["{material}/messages.jsonl"],
+        "output": "{output}/mixture.jsonl",
+        **MODEL,
+    },
+    "cold_start": {
+        "candidates": ["{material}/responses.jsonl"],
+        "output": "{output}/rows.jsonl",
+        "min_thinking_words": 5,
+    },
+    "select_queries": {"responses": ["{material}/responses.jsonl"], "output": "{output}/queries.jsonl"},
+}
+"""Of a run of one or two steps; `settings` fills in the two folders."""
 
 
 def share_of_low_tokens(prompts, completions, completion_ids, **columns) -> list[float | None]:
@@ -88,64 +161,13 @@ def write_material(folder: Path) -> Path:
 
 def settings(name: str, material: Path, output: Path) -> dict[str, Any]:
     """The keys and values of a run of one or two steps."""
-    sampling = {"rewards": ["tests.tiny_recipes:share_of_low_tokens"], "max_tokens": 6, "max_rows_in_flight": 8}
-    training = {"output_dir": str(output), "max_steps": 2, "learning_rate": 3e-3, "warmup_steps": 1}
-    by_recipe: dict[str, dict[str, Any]] = {
-        "sft": {"dataset": "messages", "batch_size": 4, "max_length": 64, **training},
-        "reward_model": {"dataset": "pairs", "batch_size": 4, "max_length": 64, **training},
-        "dpo": {"dataset": "pairs", "batch_size": 4, "max_length": 64, **training},
-        "online_dpo": {"dataset": "prompts", "prompts_per_step": 3, "group_size": 3, **sampling, **training},
-        "ppo": {
-            "dataset": "prompts",
-            "prompts_per_step": 3,
-            "group_size": 2,
-            "value_warmup_steps": 1,
-            "ptx_dataset": "text",
-            "ptx_coef": 0.1,
-            **sampling,
-            **training,
-        },
-        "grpo": {
-            "dataset": "prompts",
-            "prompts_per_step": 3,
-            "group_size": 3,
-            "curriculum_samples": 2,
-            "curriculum": "variance",
-            **sampling,
-            **training,
-        },
-        "distill": {
-            "dataset": "prompts",
-            "off_policy_dataset": "messages",
-            "batch_size": 6,
-            "on_policy_share": 0.5,
-            "teachers": [str(material / "teacher")],
-            "soft_targets": "stored",
-            "teacher_top_k": 4,
-            "max_tokens": 6,
-            "max_length": 64,
-            **training,
-        },
-        "generate": {"dataset": "prompts", "samples": 2, "responses": str(output / "responses.jsonl"), **sampling},
-        "verify": {"dataset": "prompts", "samples": 2, "responses": str(output / "verdicts.jsonl"), "max_tokens": 6},
-        "fusion": {
-            "thinking": ["thinking"],
-            "non_thinking": ["messages"],
-            "output": str(output / "mixture.jsonl"),
-        },
-        "cold_start": {"candidates": ["responses"], "output": str(output / "rows.jsonl"), "min_thinking_words": 5},
-        "select_queries": {"responses": ["responses"], "output": str(output / "queries.jsonl")},
-    }
-    chosen = dict(by_recipe[name])
-    if name not in ("cold_start", "select_queries"):
-        chosen["model_name_or_path"] = str(material / "model")
-    for key in ("dataset", "off_policy_dataset", "ptx_dataset"):
-        if key in chosen:
-            chosen[key] = str(material / f"{chosen[key]}.jsonl")
-    for key in ("thinking", "non_thinking", "candidates", "responses"):
-        if isinstance(chosen.get(key), list):
-            chosen[key] = [str(material / f"{one}.jsonl") for one in chosen[key]]
-    return chosen
+
+    def filled(value: Any) -> Any:
+        if isinstance(value, list):
+            return [filled(one) for one in value]
+        return value.format(material=material, output=output) if isinstance(value, str) else value
+
+    return {key: filled(value) for key, value in SETTINGS[name].items()}
 
 
 def arguments(given: dict[str, Any]) -> list[str]:

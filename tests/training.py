@@ -51,6 +51,15 @@ def share_below(limit: int, rollout: Rollout) -> float:
     return float(np.mean([t < limit for t in rollout.token_ids]))
 
 
+def reward_low_tokens(rollouts: list[Rollout]) -> dict[str, float]:
+    """Reward: the share of tokens below 100; some samples have no signal, some are unscored."""
+    return reward_rollouts(rollouts, lambda r: None if r.token_ids[0] % 11 == 0 else share_below(100, r))
+
+
+def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
 def weights_hash(model: torch.nn.Module) -> str:
     digest = hashlib.sha256()
     for parameter in model.parameters():

@@ -16,11 +16,12 @@ from alignment.config import TrainConfig
 from alignment.models import Policy
 from alignment.models.student import Student
 from alignment.models.teacher import LocalTeacher
-from alignment.packing import conversation
+from alignment.packing import conversation, cut
 from alignment.rollout import TransformersEngine
 from alignment.trainer import Trainer
 from alignment.types import Prompt, Sampling, Tree
 from tests.tiny import tiny_model, tiny_tokenizer
+from tests.training import gradients
 
 REAL = 500
 """Tokens that count; the models have more rows."""
@@ -95,3 +96,54 @@ def train_distill(
     algorithm = make(folder if kind == "stored" else "", policy, **KINDS[kind])
     Trainer(accelerator, algorithm.student, tiny_tokenizer(), algorithm, settings, steps).train()
     return algorithm.student
+
+
+def update(algorithm: Distill, step: int = 0, max_tokens: int = 10_000):
+    """Loss, gradients and summed stats of one step."""
+    (batch,) = algorithm.collect(step).batches
+    algorithm.student.zero_grad()
+    total, sums = 0.0, {}
+    for micro in cut(batch.trees, max_tokens):
+        loss, stats = algorithm.loss(algorithm.student, micro)
+        (loss / batch.units).backward()
+        total += loss.item() / batch.units
+        for name, (value, count) in stats.items():
+            old = sums.get(name, (0.0, 0.0))
+            sums[name] = (old[0] + float(value), old[1] + float(count))
+    return total, gradients(algorithm.student), {name: value / count for name, (value, count) in sums.items() if count}
+
+
+def dense_loss(algorithm: Distill, batch) -> torch.Tensor:
+    """The definition: ordinary forward passes of student and teacher over each sequence by itself."""
+    c, student = algorithm.config, algorithm.student.policy.model
+    total = torch.zeros(())
+    by_tokens = {tuple(p.token_ids): p.row["task"] for p in algorithm.on_policy.prompts}
+    by_tokens |= {tuple(t.segments[0].token_ids): algorithm.tasks[id(t)] for t in getattr(algorithm.rows, "trees", ())}
+    for tree in batch.trees:
+        guide = algorithm.teachers.of(by_tokens[tuple(tree.segments[0].token_ids)]).policy.model
+        sampled = len(tree.segments) > 1
+        for leaf in range(1, len(tree.segments)) if sampled else [0]:
+            segment = tree.segments[leaf]
+            ids = torch.tensor([tree.branch_token_ids(leaf)])
+            places = ids.shape[1] - len(segment.token_ids) + np.flatnonzero(segment.scored)
+            with torch.no_grad():
+                p = (guide(ids).logits[0, places - 1, :REAL] / c.divergence_temperature).softmax(-1)
+            logits = student(ids).logits[0, places - 1, :REAL]
+            q = (logits / c.divergence_temperature).softmax(-1)
+            if c.teacher_top_k:
+                top = p.topk(c.teacher_top_k).indices
+                p, q = (torch.cat([x.gather(1, top), 1 - x.gather(1, top).sum(-1, keepdim=True)], -1) for x in (p, q))
+            m = c.jsd_beta * p + (1 - c.jsd_beta) * q
+            values = {
+                "forward_kl": (p * (p.log() - q.log())).sum(-1),
+                "reverse_kl": (q * (q.log() - p.log())).sum(-1),
+                "jsd": (c.jsd_beta * p * (p / m).log() + (1 - c.jsd_beta) * q * (q / m).log()).sum(-1),
+            }[c.divergence]
+            nll = -logits.log_softmax(-1)[torch.arange(len(places)), ids[0, places]]
+            weights = torch.ones(len(places))
+            if not sampled:
+                weights = torch.tensor(segment.columns["hard_weights"][segment.scored]) / (c.hard_coef or 1.0)
+                weights = weights if c.hard_coef else torch.tensor(segment.columns["soft_weights"][segment.scored])
+            soft, hard = (1.0, 0.0) if sampled else (c.soft_coef, c.hard_coef)
+            total = total + (weights * (soft * values + hard * nll)).sum()
+    return total / batch.units

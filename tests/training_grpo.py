@@ -15,9 +15,9 @@ from alignment.errors import EngineLost
 from alignment.models import Policy
 from alignment.rollout import TransformersEngine
 from alignment.trainer import Trainer
-from alignment.types import Prompt, Rollout, Sampling
+from alignment.types import Prompt, Sampling
 from tests.tiny import tiny_model, tiny_tokenizer
-from tests.training import reward_rollouts, share_below
+from tests.training import reward_low_tokens
 
 
 class Apart:
@@ -48,17 +48,12 @@ class Apart:
         self.engine.load_weights(model, step)
 
 
-def count_low_tokens(rollouts: list[Rollout]) -> dict[str, float]:
-    """Reward: the share of tokens below 100; some samples have no signal, some are unscored."""
-    return reward_rollouts(rollouts, lambda r: None if r.token_ids[0] % 11 == 0 else share_below(100, r))
-
-
 def train_grpo(
     folder: str,
     steps: int = 4,
     save_every: int = 0,
     policy: Policy | None = None,
-    score=count_low_tokens,
+    score=reward_low_tokens,
     learning_rate: float = 3e-3,
     top_k: int = 50,
     remote: bool = False,

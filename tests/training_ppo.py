@@ -17,14 +17,9 @@ from alignment.models.actor_critic import ActorCritic
 from alignment.optim.adamw import make_optimizer
 from alignment.rollout import TransformersEngine
 from alignment.trainer import Trainer
-from alignment.types import Prompt, Rollout, Sampling
+from alignment.types import Prompt, Sampling
 from tests.tiny import tiny_config, tiny_model, tiny_tokenizer
-from tests.training import reward_rollouts, rows, share_below
-
-
-def reward_low_tokens(rollouts: list[Rollout]) -> dict[str, float]:
-    """Reward: the share of tokens below 100; some samples are unscored."""
-    return reward_rollouts(rollouts, lambda r: None if r.token_ids[0] % 11 == 0 else share_below(100, r))
+from tests.training import reward_low_tokens, rows
 
 
 def tiny_actor_critic(arch: str = "qwen3", shared: bool = False) -> ActorCritic:
