@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from alignment.metrics import replace_file
+from alignment.data import load
 
 
 def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> str:
     """A JSON object a line; returns the path as the recipes' arguments have it."""
-    replace_file(path, "".join(json.dumps(row) + "\n" for row in rows))
+    load.write_rows(path, rows)
     return str(path)
