@@ -212,7 +212,7 @@ class Grpo:
             extra -= missing
         if c.resample_prompts:
             self._begin_next(step)
-        stats["groups_resampled"] = (c.resample_prompts - extra, 1)
+        stats["groups_resampled"] = (len(used) - c.prompts_per_step, 1)
         # groups without signal fill up what could not be replaced, the same ones on any number of ranks
         room = max(0, c.prompts_per_step - len(gather_objects([1] * len(kept))))
         chosen = set(sorted(gather_objects([place for place, _ in spare]))[:room])

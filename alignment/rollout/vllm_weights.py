@@ -93,10 +93,12 @@ class Probe:
         modes = {module: module.training for module in policy.modules()}
         policy.eval()
         wrapped = policy.__dict__.pop("forward", None)  # accelerate's, which computes in bfloat16 under `bf16`
-        with torch.autocast(policy.device.type, enabled=False):
-            add_logprobs(policy, [tree], "probe", max_tokens)
-        if wrapped is not None:
-            policy.__dict__["forward"] = wrapped
+        try:
+            with torch.autocast(policy.device.type, enabled=False):
+                add_logprobs(policy, [tree], "probe", max_tokens)
+        finally:
+            if wrapped is not None:
+                policy.__dict__["forward"] = wrapped
         for module, training in modes.items():
             module.training = training
         self.expected = tree.segments[0].columns["probe"][self.places]
