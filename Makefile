@@ -28,7 +28,7 @@ test: $(READY) ## The fast tests
 	$(PYTEST) --dist worksteal
 
 test-slow: $(READY) ## The slow tests: killed processes, several ranks, parity with TRL, a real browser
-	$(PYTEST) --dist loadfile -m slow
+	$(PYTEST) --dist loadfile --no-loadscope-reorder -m slow
 
 test-vllm: $(READY) $(VLLM_VENV)/.ready ## The tests against real vLLM servers, from an environment of their own
 	VLLM_PYTHON=$(abspath $(VLLM_VENV)/bin/python) $(BIN)/python -m pytest -m vllm
