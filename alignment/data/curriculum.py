@@ -90,14 +90,16 @@ class Curriculum:
         """Indices of the next n prompts, none of them twice and none of `used`, those that the step has had: samples of
         the same prompt in the same step would be the same ones. Fewer when the epoch has no others."""
         out: list[int] = []
+        had = set(used)
         while len(out) < n:
             if self.position == len(self._queue):
-                had = {*used, *out}
-                self._queue = sorted(self._arrange(self.epoch + 1), key=lambda i: i in had)
                 self.epoch, self.position = self.epoch + 1, 0
-            if self._queue[self.position] in used or self._queue[self.position] in out:
+                self._queue = sorted(self._arrange(), key=lambda i: i in had)
+            index = self._queue[self.position]
+            if index in had:
                 break
-            out.append(self._queue[self.position])
+            out.append(index)
+            had.add(index)
             self.position += 1
         return out
 
@@ -114,8 +116,8 @@ class Curriculum:
         self.epoch, self.position, self._queue = state["epoch"], state["position"], list(state["queue"])
         self.scores = {i: PromptScore(*values) for i, values in state["scores"].items()}
 
-    def _arrange(self, epoch: int = 0) -> list[int]:
-        shuffled = np.random.default_rng([self.seed, epoch]).permutation(len(self.ids)).tolist()
+    def _arrange(self) -> list[int]:
+        shuffled = np.random.default_rng([self.seed, self.epoch]).permutation(len(self.ids)).tolist()
         if self.order == "variance":
             return sorted(shuffled, key=lambda i: -self._variance(i))  # stable: ties stay shuffled
         if self.order == "pass_rate_band":

@@ -81,15 +81,15 @@ class Fsdp2:
     def save_optimizer(self, folder: Path) -> None:
         """The same file as one process writes."""
         content = self.optimizer.state_dict()
-        whole: dict[Any, dict[str, Any]] = {}
+        full: dict[Any, dict[str, Any]] = {}
         for i, state in content["state"].items():
-            whole[i] = {}
+            full[i] = {}
             for name, value in state.items():
                 found = _gather(value) if isinstance(value, torch.Tensor) else value
                 if rank() == 0:  # the others let it go at once
-                    whole[i][name] = found.cpu() if isinstance(found, torch.Tensor) else found
+                    full[i][name] = found.cpu() if isinstance(found, torch.Tensor) else found
         if rank() == 0:
-            torch.save({**content, "state": whole}, folder / FILE)
+            torch.save({**content, "state": full}, folder / FILE)
 
     def load_optimizer(self, folder: Path) -> str:
         if not (folder / FILE).is_file():
